@@ -1,0 +1,210 @@
+"""What a kind of group must provide; everything else is the same for all kinds.
+
+A kind is one folder. It captures changes of its source as `Draft` records, decodes
+records back into changes (purely), applies changes to its target and makes the first
+copy. The journal, the link, the apply loop and the procedures know only what is
+written here. One contract suite (tests/contract) runs against every kind.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from castling.journal.record import Draft, Position, Record
+
+__all__ = [
+    "Abandon",
+    "Bulk",
+    "BulkCall",
+    "Capture",
+    "Commit",
+    "Decoder",
+    "Finding",
+    "Piece",
+    "SeedProgress",
+    "SeedSource",
+    "SeedTarget",
+    "Severity",
+    "Target",
+]
+
+
+# --- capture ----------------------------------------------------------------------------------
+
+
+class Capture(Protocol):
+    """The source of one stream of changes. One reader at a time.
+
+    `session` below is the continuity token: everything by which the source can be
+    recognised (system identity, timeline, slot identity). It is stored in the journal
+    as the payload of a SESSION record, which is always the first draft after `open`.
+    """
+
+    async def open(self, *, resume: int, session: bytes | None) -> None:
+        """Begin after source position `resume`, which the far journal holds.
+
+        `session` None: the journal is empty and the stream begins where the slot was
+        created. Raises ContinuityLost when the source is not the one of `session`, or
+        can't give what follows `resume`; SourceUnreachable when it may come back.
+        """
+
+    async def read(self) -> list[Draft]:
+        """The next drafts, in order; waits for at least one, returns at most about 1 MiB.
+
+        Each draft's `offset` never decreases: it is the source position from which
+        capture would resume if the journal ended with that draft. Raises
+        SourceUnreachable when the source goes away.
+        """
+
+    async def acknowledge(self, offset: int) -> None:
+        """The far side holds, durably, everything up to source position `offset`."""
+
+    async def close(self) -> None: ...
+
+    def report(self) -> dict[str, Any]:
+        """Figures for the report tree; what is not known is None."""
+
+
+# --- decoding and apply -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The end of a source transaction.
+
+    `offset`: source position just after it (what progress stores); `committed_ns`: the
+    source's own commit time, wall clock, nanoseconds; `position`: the record that held it.
+    """
+
+    offset: int
+    committed_ns: int
+    position: Position
+
+
+@dataclass(slots=True)
+class Piece:
+    """A run of changes of one source transaction, in order.
+
+    `commit` None: the transaction goes on in the next piece (it is too large to hold in
+    memory whole). `changes` are the kind's own objects; `size` estimates their bytes.
+    """
+
+    changes: list[Any]
+    size: int
+    commit: Commit | None
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """The transaction begun by earlier pieces without commit will be sent again in full."""
+
+
+class Decoder(Protocol):
+    """Pure: records in, pieces of source transactions out, in commit order."""
+
+    def feed(self, record: Record) -> Iterable[Piece | Abandon]:
+        """Decode one record. Must start at a record flagged KEYFRAME. Raises DecodeError."""
+
+
+class Target(Protocol):
+    """The replica. At most one target transaction is open at a time.
+
+    Progress is committed in the same target transaction as the changes it stands for.
+    """
+
+    async def open(self) -> int:
+        """Connect; the source position up to which everything is already applied (0: nothing)."""
+
+    async def apply(self, pieces: Sequence[Piece]) -> None:
+        """Add changes to the open target transaction, opening one if there is none.
+
+        Raises TargetDiverged when the target lacks a row that the source changed,
+        TargetUnreachable when it may come back; the transaction is then rolled back.
+        """
+
+    async def commit(self, commit: Commit) -> None:
+        """Store progress `commit.offset` and commit the target transaction."""
+
+    async def rollback(self) -> None: ...
+
+    async def durable(self) -> int:
+        """The source position whose apply would survive a crash of the target right now."""
+
+    async def close(self) -> None: ...
+
+    def report(self) -> dict[str, Any]: ...
+
+
+# --- the first copy ---------------------------------------------------------------------------
+
+#: One call over the link's bulk channel: a small description and a body of any length,
+#: answered by a small result. Errors of the far side are raised as their own class.
+BulkCall = Callable[[bytes, AsyncIterator[bytes] | None], Awaitable[bytes]]
+
+
+class Bulk(Protocol):
+    """Opens bulk connections beside the record stream; each serves one call at a time."""
+
+    async def open(self) -> BulkCall: ...
+    async def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class SeedProgress:
+    """How far the first copy is; totals are estimates until `done`."""
+
+    phase: str = "planning"  # planning | schema | data | indexes | done
+    rows: int = 0
+    rows_total: int | None = None
+    bytes: int = 0
+    bytes_total: int | None = None
+    started_ns: int = 0
+    tables_done: int = 0
+    tables_total: int = 0
+    eta_s: float | None = None
+
+
+class SeedSource(Protocol):
+    """Makes the first copy from one consistent view of the source."""
+
+    progress: SeedProgress
+
+    async def begin(self) -> None:
+        """Create the stream's beginning (slot) and hold a view of the source at exactly that point."""
+
+    async def run(self, bulk: Bulk) -> None:
+        """Send everything. Raises SeedFailed; after a failure the whole seed is begun again."""
+
+    async def close(self) -> None: ...
+
+
+class SeedTarget(Protocol):
+    """Receives the first copy."""
+
+    async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes: ...
+    async def close(self) -> None: ...
+
+
+# --- pre-flight -------------------------------------------------------------------------------
+
+
+class Severity(enum.StrEnum):
+    REFUSED = "refused"  #: would be lost or would stop the group: it does not start
+    WARNING = "warning"  #: works, with a cost or a limit the user should know
+    CHANGE = "change"  #: what `group start` will change on the source or target
+    OK = "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One answer of the pre-flight check, about one object."""
+
+    severity: Severity
+    object: str  #: e.g. `public.orders` or `server east`
+    code: str  #: stable word, e.g. `no-replica-identity`
+    message: str
+    hint: str = ""
+    context: dict[str, Any] = field(default_factory=dict)
