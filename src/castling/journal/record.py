@@ -73,7 +73,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A record that has no position yet."""
+    """A record that has no position yet.
+
+    `commits`: the source's own times (wall clock, ns) of the transactions that end in it, for the lag
+    figures only.
+    """
 
     type: RecordType
     payload: bytes
@@ -81,6 +85,7 @@ class Draft:
     flags: Flag = Flag.NONE
     object: int = 0
     length: int = 0
+    commits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

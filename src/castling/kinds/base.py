@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from castling.config import Config, GroupSettings
 from castling.journal.record import Draft, Position, Record
 
 __all__ = [
@@ -23,11 +24,13 @@ __all__ = [
     "Commit",
     "Decoder",
     "Finding",
+    "Kind",
     "Piece",
     "SeedProgress",
     "SeedSource",
     "SeedTarget",
     "Severity",
+    "Stream",
     "Target",
 ]
 
@@ -186,6 +189,34 @@ class SeedTarget(Protocol):
 
     async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes: ...
     async def close(self) -> None: ...
+
+
+# --- the kind itself --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One group's flow to one backup: all that a kind needs to build either end of it."""
+
+    group: str
+    backup: str
+    settings: GroupSettings
+    config: Config
+
+
+class Kind(Protocol):
+    """What a kind's folder gives to the ends of a group. Building connects to nothing."""
+
+    def capture(self, stream: Stream) -> Capture: ...
+    def seed_source(self, stream: Stream) -> SeedSource: ...
+    def seed_target(self, stream: Stream) -> SeedTarget: ...
+    def decoder(self, stream: Stream) -> Decoder: ...
+    def target(self, stream: Stream) -> Target: ...
+    async def check(self, stream: Stream) -> list[Finding]:
+        """What can't be replicated and why, what `group start` will change, what costs; changes nothing."""
+
+    async def forget(self, stream: Stream) -> None:
+        """Remove what the kind left on the source and target (slot, publication, progress); repeatable."""
 
 
 # --- pre-flight -------------------------------------------------------------------------------
