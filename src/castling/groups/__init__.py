@@ -1,0 +1,1 @@
+"""One end's life: what runs on which node, and the three processes of a stream."""

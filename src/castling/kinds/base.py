@@ -93,11 +93,15 @@ class Piece:
 
     `commit` None: the transaction goes on in the next piece (it is too large to hold in
     memory whole). `changes` are the kind's own objects; `size` estimates their bytes.
+    `offset`: where the transaction stands in the source's order, known from its first
+    piece: below its own Commit.offset and not below that of the transaction before it.
+    So a transaction is already applied exactly when `offset` < the target's progress.
     """
 
     changes: list[Any]
     size: int
     commit: Commit | None
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
