@@ -1,0 +1,57 @@
+# Everything a newcomer and CI need. `make demo` and `make test` set up what they use by themselves.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+SEEDS  ?= 10000
+START  ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint sim test-faults test-mutants bench-postgres docs lock clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Castling needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+setup: $(VENV)/.ready ## a virtual environment with what the lock file names
+
+demo: setup ## two nodes, real servers, faults on purpose, and the proof (ARGS="--report FILE")
+	$(BIN)/castling demo $(ARGS)
+
+test: setup lint ## lint, then every test but the long runs
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff, mypy strict, import layers
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+sim: setup ## simulate SEEDS whole groups in virtual time
+	$(BIN)/python -m castling.testing.sim --seeds $(SEEDS) --start $(START) $(ARGS)
+
+test-faults: setup ## at least 200 random faults on real servers
+	$(BIN)/python -m pytest -m faults tests/real $(ARGS)
+
+test-mutants: setup ## broken builds that the tests must notice
+	$(BIN)/python -m castling.testing.mutants $(ARGS)
+
+bench-postgres: setup ## side by side with PostgreSQL's own logical replication
+	$(BIN)/python bench/postgres.py $(ARGS)
+
+docs: setup ## write the generated pages of docs/reference
+	$(BIN)/python -m castling.cli.reference
+
+lock: setup ## resolve the lock file anew
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-header \
+	    --universal --python-version 3.11 -o requirements.lock
+
+clean: ## remove what setup and the tools made
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

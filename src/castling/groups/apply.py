@@ -1,0 +1,112 @@
+"""The apply end: keeps the replica up with the remote journal.
+
+Holds nothing of its own: progress is in the target. A connection that breaks, a lock
+that times out: the session is begun again from the target's progress. What would hide a
+difference (a row that is not there, a gap, rot) ends it for good, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from castling.apply.schedule import Limits
+from castling.apply.session import ApplySession, Figures
+from castling.errors import CastlingError, JournalGap
+from castling.groups.backoff import Backoff
+from castling.groups.stream import SeedState, StreamState, load_stream
+from castling.host import Host
+from castling.journal.marks import Marks
+from castling.journal.reader import JournalReader
+from castling.kinds.base import Decoder, Stream, Target
+
+__all__ = ["ApplyEnd"]
+
+
+class ApplyEnd:
+    """One backup's applying half of a stream."""
+
+    #: seconds between two looks whether the first copy is complete
+    POLL_S = 1.0
+
+    def __init__(
+        self,
+        host: Host,
+        folder: str,
+        stream: Stream,
+        *,
+        decoder: Callable[[], Decoder],
+        target: Callable[[], Target],
+    ) -> None:
+        self._host = host
+        self._folder = folder
+        self._settings = stream.settings
+        self._decoder = decoder
+        self._target = target
+        self.figures = Figures()
+        self.state = "starting"
+        self.error: CastlingError | None = None
+        self._session: ApplySession | None = None
+        self._current: Target | None = None
+
+    async def run(self) -> None:
+        """Apply until cancelled, or until an error that trying again can't heal."""
+        hardened = self._host.bell(f"{self._folder}/apply.bell")
+        applied = self._host.bell(f"{self._folder}/receive.bell")
+        backoff = Backoff(self._host)
+        try:
+            while True:
+                stream = load_stream(self._host, self._folder)
+                if stream.seed is not SeedState.SEEDED:
+                    self.state = "waiting"
+                    await hardened.wait(self.POLL_S)
+                    continue
+                try:
+                    await self._apply(hardened, applied, backoff)
+                except CastlingError as error:
+                    if not (error.retryable or self._was_reseeded(error, stream)):
+                        raise
+                    self.state, self.error = "waiting", error
+                    await backoff.wait()
+        finally:
+            hardened.close()
+            applied.close()
+
+    def _was_reseeded(self, error: CastlingError, before: StreamState) -> bool:
+        """A journal that vanished under the reader is no gap when a new first copy was begun."""
+        return isinstance(error, JournalGap) and load_stream(self._host, self._folder) != before
+
+    async def _apply(self, hardened: Any, applied: Any, backoff: Backoff) -> None:
+        journal = f"{self._folder}/journal"
+        reader = JournalReader(self._host, journal)
+        target = self._current = self._target()
+        self._session = ApplySession(
+            self._host,
+            reader,
+            self._decoder(),
+            target,
+            Marks(self._host, journal),
+            hardened=hardened,
+            applied=applied,
+            limits=Limits(self._settings.batch_changes, self._settings.apply_memory // 2),
+            memory=self._settings.apply_memory // 2,
+            figures=self.figures,
+        )
+        self.state = "running"
+        try:
+            await self._session.run(on_commit=backoff.reset)
+        finally:
+            await target.close()
+            reader.close()
+            self._session = self._current = None
+
+    def report(self) -> dict[str, Any]:
+        """Figures for the report tree; what is not known is None."""
+        session = self._session
+        return {
+            "positions": {"applied": None if session is None else str(session.applied)},
+            "apply_lag_s": None if session is None else session.lag_s(),
+            "apply_lag": self.figures.lag.taken.as_json(),
+            "target": {} if self._current is None else self._current.report(),
+            "counters": self.figures.counters(),
+        }

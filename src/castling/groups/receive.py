@@ -1,0 +1,174 @@
+"""The receive end: hardens what the source end sends into the remote journal.
+
+It works whether or not apply does. It also guards the journal's room (retention),
+takes the first copy over the bulk channel and tells the source end how far apply is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from castling.errors import LinkProtocol, StateError
+from castling.groups.stream import BulkRequest, SeedState, StreamState, load_stream, save_stream
+from castling.host import Host, TlsContexts
+from castling.journal.journal import Journal
+from castling.journal.marks import Mark, Marks
+from castling.journal.reader import JournalReader
+from castling.journal.record import Tail
+from castling.kinds.base import SeedTarget, Stream
+from castling.link.receiver import Receiver
+from castling.observe import Throughput
+
+__all__ = ["ReceiveEnd"]
+
+
+class ReceiveEnd:
+    """One backup's receiving half of a stream."""
+
+    #: seconds between two looks at what may be released from the journal
+    RELEASE_S = 5.0
+
+    def __init__(
+        self,
+        host: Host,
+        folder: str,
+        stream: Stream,
+        *,
+        listen: str,
+        tls: TlsContexts | None,
+        installation: str,
+        node: str,
+        allowed: set[str],
+        seed_target: SeedTarget,
+    ) -> None:
+        self._host = host
+        self._folder = folder
+        self._settings = stream.settings
+        self._seed_target = seed_target
+        journal_folder = f"{folder}/journal"
+        host.disk.makedirs(journal_folder)
+        self.stream_state = load_stream(host, folder)
+        retention = self._settings.retention
+        self.journal = Journal.open(
+            host,
+            journal_folder,
+            group=stream.group,
+            segment_bytes=retention.segment,
+            min_free=retention.min_free,
+        )
+        self._reader = JournalReader(host, journal_folder)
+        self._marks = Marks(host, journal_folder)
+        self._apply_bell = host.bell(f"{folder}/apply.bell")
+        self._rate = Throughput()
+        self.receiver = Receiver(
+            host,
+            listen,
+            tls,
+            group=stream.group,
+            installation=installation,
+            node=node,
+            allowed=allowed,
+            journal=self.journal,
+            bulk=self._bulk,
+            state=self._state,
+            applied=self._applied,
+            on_hardened=self._on_hardened,
+        )
+
+    async def run(self) -> None:
+        """Receive until cancelled. Raises only what can't heal: rot, a failed disk."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.receiver.run())
+                tasks.create_task(self._retain())
+        finally:
+            await self._seed_target.close()
+            self._reader.close()
+            self._apply_bell.close()
+            self.journal.close()
+
+    # --- what the receiver asks ---------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        return {"seed": str(self.stream_state.seed), "seeds": self.stream_state.seeds}
+
+    def _applied(self) -> Mark | None:
+        return self._marks.read("applied")
+
+    def _on_hardened(self, tail: Tail) -> None:
+        self._apply_bell.ring()
+
+    async def _bulk(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes:
+        request = BulkRequest.decode(meta)
+        handlers: dict[str, Callable[[], None]] = {
+            "seed.begin": self._begin_seed,
+            "seed.finish": self._finish_seed,
+        }
+        if request.op == "kind":
+            if self.stream_state.seed is not SeedState.SEEDING:
+                raise StateError("a first copy was sent though none was begun")
+            return await self._seed_target.handle(request.meta, body)
+        if request.op not in handlers:
+            raise LinkProtocol(f"a bulk request asks for {request.op[:40]!r}, which is not known")
+        async for _ in body:
+            raise LinkProtocol(f"the bulk request {request.op} has no body")
+        handlers[request.op]()
+        return b""
+
+    def _begin_seed(self) -> None:
+        """Forget the journal. The state is saved first: a crash between the two leaves `seeding`,
+        which nobody applies, and the seed is begun again."""
+        self._save(StreamState(SeedState.SEEDING, self.stream_state.seeds + 1))
+        self.journal.reset()
+        for name in ("applied", "released"):
+            self._marks.clear(name)
+        self._apply_bell.ring()
+
+    def _finish_seed(self) -> None:
+        if self.stream_state.seed is not SeedState.SEEDING:
+            raise StateError("a first copy was finished though none was begun")
+        self._save(StreamState(SeedState.SEEDED, self.stream_state.seeds))
+        self._apply_bell.ring()
+
+    def _save(self, state: StreamState) -> None:
+        save_stream(self._host, self._folder, state)
+        self.stream_state = state
+
+    # --- room ---------------------------------------------------------------------------------
+
+    async def _retain(self) -> None:
+        while True:
+            await self._host.sleep(self.RELEASE_S)
+            self._rate.add(self._host.monotonic(), self.journal.bytes_appended)
+            released = self._marks.read("released")
+            if released is None or self.stream_state.seed is not SeedState.SEEDED:
+                continue
+            keyframe = self._reader.keyframe_at_or_before(released.offset)
+            self.journal.release(
+                released.position,
+                keyframe=keyframe,
+                retention=self._settings.retention,
+                now_ns=self._host.wall_ns(),
+            )
+
+    def report(self) -> dict[str, Any]:
+        """Figures for the report tree."""
+        hardened = self.journal.hardened
+        rate = self._rate.per_second()
+        free = self._host.disk.free_bytes(self._folder)
+        room = free - self._settings.retention.min_free
+        return {
+            "positions": {"hardened": str(hardened.position)},
+            "offsets": {"hardened": hardened.offset},
+            "stream": self._state(),
+            "link": self.receiver.report(),
+            "journal": {
+                "bytes": self.journal.size_bytes(),
+                "free_bytes": free,
+                "bytes_per_s": rate,
+                "full_in_s": room / rate if rate else None,
+                "epoch": self.journal.epoch,
+            },
+        }

@@ -1,0 +1,69 @@
+"""The role of a group as one node knows it. The only writer of roles.
+
+The epoch counts role changes and is the fencing token: a receiver refuses records of
+an epoch that is over. It never goes back, and it is durable before anybody acts on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from castling.errors import StaleEpoch, StateError
+from castling.host import Host
+
+__all__ = ["Role", "load_role", "save_role"]
+
+_FILE = "role.json"
+_FILE_MAX = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """`primary`: the node that is primary in `epoch`; epoch 1 is that of the first deployment."""
+
+    epoch: int
+    primary: str
+
+
+def load_role(host: Host, folder: str, *, default: Role) -> Role:
+    """The role kept in the group's `folder`, or `default` when none was ever saved."""
+    path = f"{folder}/{_FILE}"
+    if not host.disk.exists(path):
+        return default
+    file = host.disk.open(path)
+    try:
+        return msgspec.json.decode(file.read_at(0, _FILE_MAX), type=Role)
+    except msgspec.DecodeError as error:
+        raise StateError(
+            f"{path} can't be read; the epoch of the group is not known",
+            hint="restore the file from the other node; never guess an epoch",
+        ) from error
+    finally:
+        file.close()
+
+
+def save_role(host: Host, folder: str, role: Role) -> None:
+    """Make `role` durable. StaleEpoch when a later epoch, or another primary of this one, is known."""
+    known = load_role(host, folder, default=Role(0, role.primary))
+    if role.epoch < known.epoch or (role.epoch == known.epoch and role.primary != known.primary):
+        raise StaleEpoch(
+            f"epoch {role.epoch} of {role.primary} is over: epoch {known.epoch} belongs to {known.primary}"
+        )
+    write_durably(host, folder, _FILE, msgspec.json.encode(role))
+
+
+def write_durably(host: Host, folder: str, name: str, data: bytes) -> None:
+    """Replace `folder/name` by `data` so that a crash leaves the old content or the new one."""
+    host.disk.makedirs(folder)
+    scratch = f"{folder}/{name}.new"
+    file = host.disk.open(scratch, create=True)
+    try:
+        file.truncate(0)
+        file.write_at(0, data)
+        file.sync()
+    finally:
+        file.close()
+    host.disk.rename(scratch, f"{folder}/{name}")
+    host.disk.sync_dir(folder)

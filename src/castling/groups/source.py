@@ -1,0 +1,230 @@
+"""The source end: captures the source and sends it to one backup.
+
+    connect ─▶ is the far side seeded? ── yes ─▶ stream from where its journal ends
+                       │ no
+                       └─▶ begin (slot, snapshot) ─▶ copy ∥ stream ─▶ finish
+
+Records are streamed into the far journal while the first copy still runs, so that the
+source's own log does not pile up behind it. Whatever can heal (a cut link, a source that
+restarts) is tried again with growing waits; whatever can't (lost continuity, a stale
+epoch) ends the end loudly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from castling.errors import CastlingError
+from castling.groups.backoff import Backoff
+from castling.groups.stream import BulkRequest, SeedState
+from castling.host import Host, TlsContexts
+from castling.journal.record import Draft, Tail
+from castling.kinds.base import Bulk, BulkCall, Capture, SeedSource, Stream
+from castling.link.feed import CaptureFeed
+from castling.link.sender import Ack, BulkClient, HelloInfo, Sender
+from castling.observe import CommitLag
+
+__all__ = ["SourceEnd"]
+
+
+class _KindBulk:
+    """The kind's view of the bulk channel: its calls are wrapped so that the far end can tell them
+    from the stream's own."""
+
+    def __init__(self, bulk: Bulk) -> None:
+        self._bulk = bulk
+
+    async def open(self) -> BulkCall:
+        call = await self._bulk.open()
+
+        async def wrapped(meta: bytes, body: AsyncIterator[bytes] | None) -> bytes:
+            return await call(BulkRequest("kind", meta).encode(), body)
+
+        return wrapped
+
+    async def close(self) -> None:
+        await self._bulk.close()
+
+
+class _Tracked:
+    """A capture that tells the lag figures when each commit was captured."""
+
+    def __init__(self, capture: Capture, lag: CommitLag) -> None:
+        self._capture = capture
+        self._lag = lag
+
+    async def open(self, *, resume: int, session: bytes | None) -> None:
+        self._lag.forget()  # what was not acknowledged will be captured again
+        await self._capture.open(resume=resume, session=session)
+
+    async def read(self) -> list[Draft]:
+        drafts = await self._capture.read()
+        for draft in drafts:
+            self._lag.passed(draft.offset, draft.commits)
+        return drafts
+
+    async def acknowledge(self, offset: int) -> None:
+        await self._capture.acknowledge(offset)
+
+    async def close(self) -> None:
+        await self._capture.close()
+
+    def report(self) -> dict[str, Any]:
+        return self._capture.report()
+
+
+class SourceEnd:
+    """One stream's capturing and sending half."""
+
+    def __init__(
+        self,
+        host: Host,
+        stream: Stream,
+        *,
+        address: str,
+        tls: TlsContexts | None,
+        installation: str,
+        node: str,
+        epoch: int,
+        capture: Capture,
+        seed_source: SeedSource,
+    ) -> None:
+        self._host = host
+        self._stream = stream
+        self._settings = stream.settings
+        self._capture = capture
+        self._seed_source = seed_source
+        hello = HelloInfo(group=stream.group, node=node, epoch=epoch, installation=installation)
+        self._sender = Sender(host, address, tls, hello, stream.settings.link)
+        self._bulk_client = BulkClient(host, address, tls, hello, stream.settings.link)
+        self.lag = CommitLag()
+        self._feed = CaptureFeed(
+            host, _Tracked(capture, self.lag), epoch=epoch, window=stream.settings.link.window
+        )
+        self.state = "starting"
+        self.error: CastlingError | None = None
+        self._hardened: Tail | None = None
+        self._applied: dict[str, Any] = {}
+        self._connected = False
+
+    async def run(self) -> None:
+        """Capture and send until cancelled, or until an error that trying again can't heal."""
+        backoff = Backoff(self._host)
+        try:
+            while True:
+                try:
+                    await self._session(backoff)
+                except CastlingError as error:
+                    if not error.retryable:
+                        raise
+                    self.state, self.error = "waiting", error
+                finally:
+                    self._connected = False
+                    await self._sender.close()
+                await backoff.wait()
+        finally:
+            await self._feed.close()
+            await self._seed_source.close()
+
+    async def _session(self, backoff: Backoff) -> None:
+        welcome = await self._sender.connect()
+        self._connected = True
+        if welcome.state.get("seed") == SeedState.SEEDED:
+            await self._feed.open(welcome.tail)
+            self._settle(backoff)
+            await self._sender.stream(self._feed, on_ack=self._on_ack)
+        else:
+            await self._seed(backoff)
+
+    def _settle(self, backoff: Backoff) -> None:
+        self.state, self.error = "running", None
+        backoff.reset()
+
+    async def _seed(self, backoff: Backoff) -> None:
+        """The first copy, from its very beginning, with the stream running beside it."""
+        self.state, self.error = "seeding", None
+        await self._feed.close()
+        self.lag.forget()
+        try:
+            await self._seed_source.begin()
+            call = await self._bulk_client.open()
+            await call(BulkRequest("seed.begin").encode(), None)
+            await self._feed.open(Tail())
+            async with asyncio.TaskGroup() as tasks:
+                streaming = tasks.create_task(self._sender.stream(self._feed, on_ack=self._on_ack))
+                await self._seed_source.run(_KindBulk(self._bulk_client))
+                await call(BulkRequest("seed.finish").encode(), None)
+                self._settle(backoff)
+                await streaming
+        except BaseExceptionGroup as group:
+            raise _most_telling(group) from None
+        finally:
+            await self._bulk_client.close()
+            await self._seed_source.close()
+
+    def _on_ack(self, ack: Ack) -> None:
+        now_ns = self._host.wall_ns()
+        self._hardened = ack.hardened
+        self.lag.reached(ack.hardened.offset, now_ns)
+        if ack.applied is not None:
+            self._applied = {"position": str(ack.applied.position), "offset": ack.applied.offset}
+
+    # --- figures ------------------------------------------------------------------------------
+
+    def rpo_s(self) -> float | None:
+        """Age of the oldest source commit that is not hardened on the backup, in seconds.
+
+        0 only while the heartbeats through the source arrive and nothing is outstanding;
+        None (unknown) as soon as the source has not been heard for three heartbeats.
+        """
+        now_ns = self._host.wall_ns()
+        capture = self._capture.report()
+        sent_ns, seen_ns = capture.get("heartbeat_sent_ns"), capture.get("heartbeat_seen_ns")
+        if sent_ns is None or now_ns - sent_ns > (3 * self._settings.heartbeat + 1) * 1e9:
+            return None
+        ages = [age for age in (self.lag.oldest_s(now_ns),) if age is not None]
+        if seen_ns is None or seen_ns < sent_ns:
+            if seen_ns is None and not ages:
+                return None
+            # commits since the last heartbeat that came through may still be in the source's log
+            ages.append((now_ns - (seen_ns or sent_ns)) / 1e9)
+        return max(ages, default=0.0)
+
+    def report(self) -> dict[str, Any]:
+        """Figures for the report tree; what is not known is None."""
+        hardened = self._hardened
+        progress = self._seed_source.progress
+        return {
+            "positions": {
+                "captured": None if self._feed.last is None else str(self._feed.last),
+                "hardened": None if hardened is None else str(hardened.position),
+                "applied": self._applied.get("position"),
+            },
+            "offsets": {
+                "hardened": None if hardened is None else hardened.offset,
+                "applied": self._applied.get("offset"),
+            },
+            "rpo_s": self.rpo_s(),
+            "rpo": self.lag.taken.as_json(),
+            "seed": None if progress.phase == "planning" else progress,
+            "link": self._sender.report(),
+            "capture": self._capture.report(),
+        }
+
+
+def _most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of several failures the one that can't heal, else the first."""
+    found: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    while waiting:
+        error = waiting.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            waiting.extend(error.exceptions)
+        else:
+            found.append(error)
+    for error in found:
+        if not isinstance(error, CastlingError) or not error.retryable:
+            return error
+    return found[0]
