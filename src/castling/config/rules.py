@@ -1,0 +1,168 @@
+"""What one setting demands of another. Pure: settings in, problems with their paths out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from castling.config.places import Path
+from castling.config.settings import Config, DatabaseSettings, GroupSettings, NodeSettings
+
+__all__ = ["NAME", "address_problem", "problems"]
+
+#: names of installations, nodes and groups: they become folder, slot and certificate names
+NAME = re.compile(r"[a-z0-9_-]{1,40}")
+_NAME_TOLD = "a name has 1 to 40 of a-z, 0-9, _ and -"
+_PATTERN = re.compile(r"[^.\s]+\.[^.\s]+")
+
+Problem = tuple[Path, str]
+
+
+def problems(config: Config) -> list[Problem]:
+    """Everything about `config` that can't be meant, in the order of the file's parts."""
+    found = list(_names(config))
+    for name, node in config.nodes.items():
+        found += _node(name, node)
+    if not config.nodes:
+        found.append((("nodes",), "there must be at least one node"))
+    for name, group in config.groups.items():
+        found += _members(config, name, group)
+        found += _databases(name, group)
+        found += _delivery(name, group)
+        found += _figures(name, group)
+    if not found:
+        found += _listeners(config)
+    return found
+
+
+def address_problem(address: str) -> str | None:
+    """What is wrong with `host:port`, or None."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535 or re.search(r"\s|/", host):
+        return "an address is `host:port`, such as east.example.com:7431"
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        return "an IPv6 address stands in brackets, such as [fd00::1]:7431"
+    return None
+
+
+def _names(config: Config) -> Iterator[Problem]:
+    if not NAME.fullmatch(config.installation.name):
+        yield ("installation", "name"), _NAME_TOLD
+    for part, names in (("nodes", config.nodes), ("groups", config.groups)):
+        for name in names:
+            if not NAME.fullmatch(name):
+                yield (part, name), _NAME_TOLD
+
+
+def _node(name: str, node: NodeSettings) -> Iterator[Problem]:
+    for key in ("api", "link", "api_listen", "link_listen"):
+        address = getattr(node, key)
+        wrong = None if address is None else address_problem(address)
+        if wrong:
+            yield ("nodes", name, key), wrong
+    if (node.api_listen or node.api) == (node.link_listen or node.link):
+        yield ("nodes", name, "link"), "the agent and the receiver can't listen on the same address"
+
+
+def _members(config: Config, name: str, group: GroupSettings) -> Iterator[Problem]:
+    at = ("groups", name)
+    known = ", ".join(sorted(config.nodes))
+    if group.primary not in config.nodes:
+        yield (*at, "primary"), f"there is no node {group.primary!r}; nodes: {known}"
+    if not group.backups:
+        yield (*at, "backups"), "a group has at least one backup"
+    for backup in group.backups:
+        if backup not in config.nodes:
+            yield (*at, "backups"), f"there is no node {backup!r}; nodes: {known}"
+        if backup == group.primary:
+            yield (*at, "backups"), f"{backup} is the primary; it can't be its own backup"
+    if len(set(group.backups)) != len(group.backups):
+        yield (*at, "backups"), "a node is named twice"
+    members = {group.primary, *group.backups}
+    if group.capture_on is not None and group.capture_on not in members:
+        yield (*at, "capture_on"), f"must be a node of the group: {', '.join(sorted(members))}"
+
+
+def _databases(name: str, group: GroupSettings) -> Iterator[Problem]:
+    at = ("groups", name, "databases")
+    members = [group.primary, *group.backups]
+    for node in members:
+        if node not in group.databases:
+            yield (
+                (*at, node),
+                f"is missing: every node of the group has a database ([{'.'.join((*at, node))}])",
+            )
+    for node, database in group.databases.items():
+        if node not in members:
+            yield (*at, node), "is not a node of this group"
+        ways = [key for key in ("password_file", "password_env", "passfile") if getattr(database, key)]
+        if len(ways) > 1:
+            yield (*at, node, ways[1]), f"{ways[0]} already says where the password is"
+        if not 1 <= database.port <= 65535:
+            yield (*at, node, "port"), "must be from 1 to 65535"
+    for node in group.backups:
+        if node in group.databases and _same(group.databases.get(group.primary), group.databases[node]):
+            yield (*at, node), f"is the same database as that of {group.primary}: a copy onto itself"
+
+
+def _same(one: DatabaseSettings | None, other: DatabaseSettings) -> bool:
+    """Whether both are one database. A loopback address or a socket is another one on each node."""
+    if one is None or one.host.startswith(("/", "127.")) or one.host in ("localhost", "::1"):
+        return False
+    return (one.host, one.port, one.dbname) == (other.host, other.port, other.dbname)
+
+
+def _delivery(name: str, group: GroupSettings) -> Iterator[Problem]:
+    at = ("groups", name, "on_sync_loss")
+    if group.delivery == "sync" and group.on_sync_loss is None:
+        yield (
+            at,
+            'is missing: with delivery = "sync" say what commits do when no backup answers: "wait" '
+            '(production stands still, nothing is unprotected) or "degrade" (production goes on, unprotected)',
+        )
+    if group.delivery == "async" and group.on_sync_loss is not None:
+        yield at, 'is for delivery = "sync"; with "async" commits never wait'
+
+
+def _figures(name: str, group: GroupSettings) -> Iterator[Problem]:
+    at: Path = ("groups", name)
+    for key in ("include", "exclude"):
+        for pattern in getattr(group, key):
+            if not _PATTERN.fullmatch(pattern):
+                yield (
+                    (*at, key),
+                    f"{pattern!r} is not a `schema.table` pattern, such as public.* or sales.order?",
+                )
+    if not group.include:
+        yield (*at, "include"), "nothing would be replicated"
+    bounds: list[tuple[Path, float, float, float]] = [
+        (("heartbeat",), group.heartbeat, 0.05, 3600),
+        (("degrade_after",), group.degrade_after, 0.5, 86400),
+        (("batch_changes",), group.batch_changes, 1, 10_000_000),
+        (("apply_memory",), group.apply_memory, 1 << 20, 1 << 40),
+        (("retention", "segment"), group.retention.segment, 1 << 20, 1 << 30),
+        (("link", "compression"), group.link.compression, 0, 19),
+        (("link", "window"), group.link.window, 1 << 20, 1 << 30),
+        (("link", "port"), 1 if group.link.port is None else group.link.port, 1, 65535),
+        (("seed", "jobs"), group.seed.jobs, 1, 64),
+        (("seed", "chunk_rows"), group.seed.chunk_rows, 1, 1 << 32),
+    ]
+    for path, value, least, most in bounds:
+        if not least <= value <= most:
+            yield (*at, *path), f"must be from {least:g} to {most:g}"
+
+
+def _listeners(config: Config) -> Iterator[Problem]:
+    """Two streams can't be received on one address; the fix is a port of its own for one of them."""
+    taken: dict[tuple[str, str], str] = {}
+    for name, group in config.groups.items():
+        for backup in group.backups:
+            node = config.nodes[backup]
+            host, _, port = node.link.rpartition(":")
+            address = node.link_listen or f"{host}:{group.link.port or port}"
+            other = taken.setdefault((backup, address), name)
+            if other != name:
+                told = f"{address} of {backup} already receives group {other}; give one of them its own port"
+                if node.link_listen:
+                    told += f" (nodes.{backup}.link_listen binds one address whatever the port)"
+                yield ("groups", name, "link", "port"), told
