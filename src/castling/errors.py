@@ -132,6 +132,13 @@ class AlreadyRunning(StateError):
     retryable = True
 
 
+class DeployRefused(StateError):
+    """Something that the new configuration changes can't change now."""
+
+    code = "deploy-refused"
+    exit_code = 18
+
+
 # --- source -----------------------------------------------------------------------------------
 
 

@@ -118,7 +118,7 @@ def _delivery(name: str, group: GroupSettings) -> Iterator[Problem]:
         yield (
             at,
             'is missing: with delivery = "sync" say what commits do when no backup answers: "wait" '
-            '(production stands still, nothing is unprotected) or "degrade" (production goes on, unprotected)',
+            '(production stands still, nothing unprotected) or "degrade" (production goes on, unprotected)',
         )
     if group.delivery == "async" and group.on_sync_loss is not None:
         yield at, 'is for delivery = "sync"; with "async" commits never wait'

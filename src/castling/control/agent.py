@@ -1,0 +1,119 @@
+"""One agent per node: API, store and supervisor in one process and one event loop.
+
+It may be killed and started at will: the ends of the groups run on without it, and a new
+agent finds them by their locks. One agent per home: it holds a lock file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import ssl
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+import castling
+from castling.control.api import build_app
+from castling.control.client import client_context
+from castling.control.deployment import Deployment
+from castling.control.group import Groups
+from castling.control.home import Home, RunningAgent, write_private
+from castling.control.install import node_tls
+from castling.control.membership import Membership
+from castling.control.nodes import LocalNode, Node, RemoteNode
+from castling.control.routes import Services
+from castling.control.server import AgentServer, bind
+from castling.control.store import Store
+from castling.control.supervisor import Supervisor
+from castling.errors import AlreadyRunning
+from castling.observe import events
+
+__all__ = ["listen_address", "own_address", "run_agent"]
+
+
+def own_address(home: Home, local: LocalNode | None = None) -> str:
+    """`host:port` by which others reach this node's agent."""
+    if local is not None and local.config is not None and local.name in local.config.nodes:
+        return local.config.nodes[local.name].api
+    return home.address().api
+
+
+def listen_address(home: Home, local: LocalNode) -> str:
+    """`host:port` that this node's agent binds."""
+    if local.config is not None and local.name in local.config.nodes:
+        node = local.config.nodes[local.name]
+        return node.api_listen or node.api
+    address = home.address()
+    return address.api_listen or address.api
+
+
+async def run_agent(home: Home) -> None:
+    """Run until SIGTERM or SIGINT. AlreadyRunning when another agent has this home."""
+    with _only_one(home), Store(home.state) as store:
+        log = events("agent")
+        supervisor = Supervisor(home.folder, store.add_event)
+        local = LocalNode(home, store, supervisor, time.time_ns)
+        server = AgentServer(build_app(_services(home, store, local)), home)
+        address = listen_address(home, local)
+        listener = bind(address)
+        _stop_on_signals(server)
+        write_private(home.agent_file, msgspec.json.encode(RunningAgent(pid=os.getpid(), address=address)))
+        log.info("agent.started", node=local.name, address=address, version=castling.__version__)
+        keeping = asyncio.create_task(supervisor.run(local.wanted()))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            done, _ = await asyncio.wait((keeping, serving), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # a supervisor that failed takes the agent with it
+        finally:
+            server.should_exit = True
+            keeping.cancel()
+            await asyncio.gather(keeping, serving, return_exceptions=True)
+            log.info("agent.stopped", node=local.name)
+
+
+def _services(home: Home, store: Store, local: LocalNode) -> Services:
+    def reach(name: str, address: str) -> Node:
+        return RemoteNode(name, address, _peer_context(home, name))
+
+    return Services(
+        local=local,
+        store=store,
+        groups=Groups(local, reach),
+        deployment=Deployment(local, store, reach),
+        membership=Membership(home, local, store, lambda: own_address(home, local), time.time_ns),
+    )
+
+
+def _peer_context(home: Home, name: str) -> ssl.SSLContext:
+    identify = node_tls(home).peer_node
+    return client_context(home.ca_cert, identify=identify, expect=name, cert=(home.node_cert, home.node_key))
+
+
+def _stop_on_signals(server: AgentServer) -> None:
+    def stop() -> None:
+        server.should_exit = True
+
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, stop)
+
+
+@contextlib.contextmanager
+def _only_one(home: Home) -> Iterator[None]:
+    fd = os.open(home.agent_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            running = home.running_agent()
+            raise AlreadyRunning(
+                f"an agent of {home.folder} is running" + (f" (process {running.pid})" if running else "")
+            ) from None
+        yield
+    finally:
+        os.close(fd)

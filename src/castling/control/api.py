@@ -1,0 +1,195 @@
+"""The API's one gate: who asks, is it allowed, is the body sane, and one envelope for every answer.
+
+Success is `{"ok": true, "data": …}`, failure `{"ok": false, "error": {…}}` with the
+fields of `CastlingError.as_json`, on every path, also where there is none. Bodies are
+bounded before they are read; nothing that fails tells more than a typed error does.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from castling.config.rules import NAME
+from castling.control.access import AccessRole, Caller, demand
+from castling.control.routes import ENDPOINTS, Access, Call, Endpoint, Raw, Services
+from castling.errors import (
+    AccessDenied,
+    AgentUnreachable,
+    CastlingError,
+    ConfigError,
+    NotFound,
+    StateError,
+    UsageError,
+)
+from castling.observe import events
+
+__all__ = ["BODY_MAX", "build_app"]
+
+#: a castling.toml of the greatest length, quoted as JSON, fits
+BODY_MAX = 4 << 20
+#: where the connection's verified node is found in the request's scope
+NODE_KEY = "castling.node"
+
+_TOKEN_ID = re.compile(r"[0-9a-f]{1,32}")
+_STATUS: tuple[tuple[type[CastlingError], int], ...] = (
+    (UsageError, 400),
+    (AccessDenied, 403),
+    (NotFound, 404),
+    (ConfigError, 422),
+    (StateError, 409),
+    (AgentUnreachable, 502),
+)
+
+
+class _Unknown(AccessDenied):
+    """Nobody the agent knows makes this request."""
+
+
+def build_app(services: Services) -> Starlette:
+    """The ASGI application of one agent."""
+    paths = sorted({endpoint.path for endpoint in ENDPOINTS})
+    routes = [Route(path, _Path(path, services)) for path in paths]
+    return Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _no_route, Exception: _crash},
+    )
+
+
+class _Path:
+    """All methods of one path, as an ASGI application of its own, so that 405 has our shape too."""
+
+    def __init__(self, path: str, services: Services) -> None:
+        self._methods = {each.method: each for each in ENDPOINTS if each.path == path}
+        self._services = services
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+        endpoint = self._methods.get(request.method)
+        if endpoint is None:
+            allowed = ", ".join(sorted(self._methods))
+            error = UsageError(f"{request.method} is not for this path", hint=f"allowed: {allowed}")
+            response = _failure(error, 405, {"allow": allowed})
+        else:
+            response = await _answer(self._services, endpoint, request)
+        await response(scope, receive, send)
+
+
+async def _answer(services: Services, endpoint: Endpoint, request: Request) -> Response:
+    caller = Caller("nobody")
+    try:
+        caller = _caller(services, request)
+        _allow(endpoint, caller)
+        names = _names(request.path_params)
+        body = await _body(endpoint, request)
+        found = await endpoint.handler(services, Call(caller, names, dict(request.query_params), body))
+        _note(services, endpoint, request, caller, "done")
+        return _success(found)
+    except CastlingError as error:
+        _note(services, endpoint, request, caller, error.code)
+        status = 401 if isinstance(error, _Unknown) else _status(error)
+        return _failure(error, status, {"www-authenticate": "Bearer"} if status == 401 else {})
+    except ClientDisconnect:
+        return Response(status_code=499)
+
+
+def _caller(services: Services, request: Request) -> Caller:
+    """Who the token or the connection's certificate says it is; nobody without either."""
+    node = request.scope.get(NODE_KEY)
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token:
+        user = services.store.caller(token.strip())
+        if user is None:
+            raise _Unknown("the token is not known here, or was revoked", hint="tokens belong to one node")
+        return Caller(user.name, user.role, node)
+    return Caller(f"node {node}" if node else "nobody", None, node)
+
+
+def _allow(endpoint: Endpoint, caller: Caller) -> None:
+    if endpoint.access is Access.PUBLIC:
+        return
+    if caller.role is None and caller.node is None:
+        raise _Unknown(
+            "a token is needed",
+            hint="CASTLING_TOKEN, --token-file or <home>/admin.token; `castling token create`",
+        )
+    if endpoint.access is Access.NODE:
+        if caller.node is None:
+            raise AccessDenied("only a node of the installation may do that")
+        return
+    assert isinstance(endpoint.access, AccessRole)
+    demand(caller, endpoint.access)
+
+
+def _names(params: dict[str, Any]) -> dict[str, str]:
+    """Names become file names: anything but a name is not found before it is used."""
+    for key, value in params.items():
+        pattern = _TOKEN_ID if key == "token" else NAME
+        if not pattern.fullmatch(value):
+            raise NotFound(f"there is no {key} of that name")
+    return params
+
+
+async def _body(endpoint: Endpoint, request: Request) -> Any:
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > BODY_MAX:
+        raise UsageError(f"the body is larger than {BODY_MAX} bytes")
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > BODY_MAX:
+            raise UsageError(f"the body is larger than {BODY_MAX} bytes")
+    if endpoint.body is None:
+        return None
+    try:
+        return msgspec.json.decode(bytes(data), type=endpoint.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"the body is not what this path takes: {error}") from error
+
+
+def _note(services: Services, endpoint: Endpoint, request: Request, caller: Caller, outcome: str) -> None:
+    """Who did what: every call that may change something and was not by an unknown caller."""
+    if endpoint.method != "GET" and (caller.role is not None or caller.node is not None):
+        subject = ",".join(str(value) for value in request.path_params.values())[:100]
+        services.store.add_audit(str(caller), f"{endpoint.method} {endpoint.path}", subject, outcome)
+
+
+def _success(found: Any) -> Response:
+    raw = found if isinstance(found, Raw) else Raw(data=found)
+    if raw.text is not None:
+        return Response(raw.text, raw.status, media_type=raw.media)
+    return _json({"ok": True, "data": raw.data}, raw.status)
+
+
+def _failure(error: CastlingError, status: int, headers: dict[str, str] | None = None) -> Response:
+    response = _json({"ok": False, "error": error.as_json()}, status)
+    response.headers.update(headers or {})
+    return response
+
+
+def _json(said: dict[str, Any], status: int) -> Response:
+    headers = {"cache-control": "no-store"}
+    return Response(msgspec.json.encode(said), status, headers, media_type="application/json")
+
+
+def _status(error: CastlingError) -> int:
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _failure(
+        NotFound("there is no such path", hint="docs/reference/api.md lists them"), error.status_code
+    )
+
+
+async def _crash(request: Request, error: Exception) -> Response:
+    events("agent").error("agent.request_crashed", path=request.url.path, exc_info=error)
+    return _failure(CastlingError("the agent met an error it does not know; see its log"), 500)

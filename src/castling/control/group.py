@@ -1,0 +1,152 @@
+"""The use-cases around groups: check, start, stop, status, remove.
+
+Written once, whichever node is asked: each step is done by the node that it concerns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from castling.control.access import Caller
+from castling.control.nodes import LocalNode, Node, ask_all
+from castling.control.tree import group_tree, unknown_end
+from castling.errors import AgentUnreachable, CastlingError, NotReplicable, StateError
+from castling.groups.topology import capture_node, ends_on, group_settings
+
+__all__ = ["Groups"]
+
+Json = dict[str, Any]
+Reach = Callable[[str, str], Node]
+
+
+class Groups:
+    """One change at a time; looking is always possible."""
+
+    def __init__(self, local: LocalNode, reach: Reach) -> None:
+        self._local = local
+        self._reach = reach
+        self._changing = asyncio.Lock()
+
+    # --- looking ------------------------------------------------------------------------------
+
+    async def trees(self) -> list[Json]:
+        """The tree of every deployed group; none when nothing is deployed."""
+        if self._local.config is None:
+            return []
+        return [await self.tree(group) for group in sorted(self._local.config.groups)]
+
+    async def tree(self, group: str) -> Json:
+        config = self._local.deployed()
+        group_settings(config, group)
+        ends: dict[tuple[str, str], Json] = {}
+        answers = await ask_all(self._nodes(group), lambda node: node.ends(group))
+        for name, said in answers.items():
+            if isinstance(said, CastlingError):
+                lost = [end for end in ends_on(config, name) if end.group == group]
+                ends.update({(end.backup, str(end.end)): unknown_end(said) for end in lost})
+            else:
+                ends.update({(end["backup"], end["end"]): end for end in said})
+        return {**group_tree(config, group, ends), "node": self._local.name}
+
+    async def ready(self, group: str, lag_s: float) -> tuple[bool, Json]:
+        """Whether every stream runs with RPO and apply lag known and at most `lag_s`."""
+        tree = await self.tree(group)
+        reasons = []
+        for stream in tree["streams"]:
+            if stream["state"] != "running":
+                reasons.append(f"{stream['backup']}: {stream['state']}")
+            for figure in ("rpo_s", "apply_lag_s"):
+                value = stream[figure]
+                if value is None:
+                    reasons.append(f"{stream['backup']}: {figure} is unknown")
+                elif value > lag_s:
+                    reasons.append(f"{stream['backup']}: {figure} is {value:.1f}")
+        return not reasons, {"group": group, "ready": not reasons, "lag_s": lag_s, "reasons": reasons}
+
+    async def check(self, group: str) -> Json:
+        """What can't be replicated and why, by the node that captures. Changes nothing."""
+        settings = group_settings(self._local.deployed(), group)
+        node = self._node(capture_node(settings))
+        findings = await node.check(group)
+        refused = sum(finding["severity"] == "refused" for finding in findings)
+        return {"group": group, "node": node.name, "refused": refused, "findings": findings}
+
+    # --- changing -----------------------------------------------------------------------------
+
+    async def start(self, group: str, caller: Caller) -> Json:
+        """Check, then run the group on all its nodes. NotReplicable names what would be lost."""
+        async with self._changing:
+            nodes = self._nodes(group)
+            await self._same_deployment(nodes)
+            checked = await self.check(group)
+            if checked["refused"]:
+                refused = [each for each in checked["findings"] if each["severity"] == "refused"]
+                first = "; ".join(f"{each['object']}: {each['message']}" for each in refused[:3])
+                raise NotReplicable(
+                    f"the check refuses the start ({len(refused)} found): {first}",
+                    hint=refused[0]["hint"] or f"`castling check {group}` shows all of them",
+                    findings=refused,
+                )
+            changed = await self._desire(group, "running", caller, nodes)
+            return {"group": group, "result": "started" if changed else "already_running", **checked}
+
+    async def stop(self, group: str, caller: Caller) -> Json:
+        """End the group's processes on all nodes. What was acknowledged stays; start goes on from there."""
+        async with self._changing:
+            changed = await self._desire(group, "stopped", caller, self._nodes(group))
+            return {"group": group, "result": "stopped" if changed else "already_stopped"}
+
+    async def remove(self, group: str, caller: Caller) -> Json:
+        """Forget the group: slot and publication, progress, journals. The data of both databases stays."""
+        async with self._changing:
+            nodes = self._nodes(group)
+            told = _all(await ask_all(nodes, lambda node: node.describe()))
+            states = [said["desired"].get(group) for said in told.values()]
+            if "running" in states:
+                raise StateError(f"group {group} is running", hint=f"`castling group stop {group}` first")
+            if not any(states):
+                return {"group": group, "result": "already_removed"}
+            settings = group_settings(self._local.deployed(), group)
+            await self._node(capture_node(settings)).forget_kind(group)
+            _all(await ask_all(nodes, lambda node: node.forget(group)))
+            return {"group": group, "result": "removed"}
+
+    async def _desire(self, group: str, state: str, caller: Caller, nodes: list[Node]) -> bool:
+        """True when any node had to change something. All nodes are asked even if one does not answer."""
+        answers = await ask_all(nodes, lambda node: node.desire(group, state, str(caller)))
+        return any(said["changed"] for said in _all(answers).values())
+
+    async def _same_deployment(self, nodes: list[Node]) -> None:
+        told = _all(await ask_all(nodes, lambda node: node.describe()))
+        mine = told.get(self._local.name) or await self._local.describe()
+        for name, said in sorted(told.items()):
+            if said["digest"] != mine["digest"]:
+                raise StateError(
+                    f"node {name} runs another configuration than {self._local.name}",
+                    hint="`castling deploy` brings all nodes to the same",
+                )
+
+    def _nodes(self, group: str) -> list[Node]:
+        """The nodes that run ends of the group."""
+        settings = group_settings(self._local.deployed(), group)
+        return [self._node(name) for name in dict.fromkeys([capture_node(settings), *settings.backups])]
+
+    def _node(self, name: str) -> Node:
+        if name == self._local.name:
+            return self._local
+        return self._reach(name, self._local.deployed().nodes[name].api)
+
+
+def _all(answers: dict[str, Json | CastlingError] | dict[str, CastlingError | None]) -> dict[str, Any]:
+    """Every node's answer; if some have none, the first one's error, saying which others did answer."""
+    lost = {name: said for name, said in answers.items() if isinstance(said, CastlingError)}
+    for name, error in sorted(lost.items()):
+        done = sorted(answers.keys() - lost.keys())
+        if isinstance(error, AgentUnreachable) and done:
+            raise AgentUnreachable(
+                f"{error} (done on {', '.join(done)})", hint=error.hint, node=name
+            ) from error
+        raise error
+    return {name: said for name, said in answers.items() if not isinstance(said, CastlingError)}

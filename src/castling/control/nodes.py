@@ -1,0 +1,245 @@
+"""The nodes of an installation as the service sees them: this one and the others, one face.
+
+`LocalNode` does what one node does for itself: keeps the deployed settings, runs its
+ends, reports them. `RemoteNode` asks another agent for the same over mutual TLS. So the
+service never cares which node it runs on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol, TypeVar
+
+import httpx
+import msgspec
+
+import castling
+from castling import config as settings
+from castling import kinds
+from castling.config import Config
+from castling.control import plan as planning
+from castling.control.client import CONNECT_S, unreachable, unwrap
+from castling.control.home import Home, write_private
+from castling.control.store import Store
+from castling.control.supervisor import Supervisor
+from castling.control.tree import end_view
+from castling.errors import CastlingError, LinkForeign, NotInitialised, StateError
+from castling.groups.topology import End, end_paths, ends_on, group_settings, streams
+from castling.observe import read_report
+
+__all__ = ["LocalNode", "Node", "RemoteNode", "ask_all"]
+
+#: how long the kind may take to look at both ends, seconds
+CHECK_S = 120.0
+#: how long another agent may take to say how it is, seconds
+QUICK_S = 5.0
+#: how long another agent may take to start or stop processes, seconds
+SLOW_S = 60.0
+
+Json = dict[str, Any]
+Answer = TypeVar("Answer")
+
+
+class Node(Protocol):
+    """What one agent does at another's request. Every call is safe to repeat."""
+
+    name: str
+
+    async def describe(self) -> Json:
+        """node, version, digest of what is deployed (None: nothing), desired state by group."""
+
+    async def deploy(self, text: str, by: str) -> Json:
+        """Make `text` what runs here; restarts exactly the ends it concerns."""
+
+    async def desire(self, group: str, state: str, by: str) -> Json:
+        """`running` or `stopped`; returns when the processes of a stopped group are gone."""
+
+    async def ends(self, group: str) -> list[Json]:
+        """The views of the ends that this node runs, each with its `backup` and `end`."""
+
+    async def check(self, group: str) -> list[Json]:
+        """The kind's findings about every stream of the group."""
+
+    async def forget_kind(self, group: str) -> None:
+        """Remove what the kind left on sources and targets."""
+
+    async def forget(self, group: str) -> None:
+        """Remove the group's folder and that it was ever started; StateError while it should run."""
+
+
+async def ask_all(
+    nodes: Iterable[Node], question: Callable[[Node], Awaitable[Answer]]
+) -> dict[str, Answer | CastlingError]:
+    """The answer of every node, or why there is none; all are asked at once."""
+    answers: dict[str, Answer | CastlingError] = {}
+
+    async def ask(node: Node) -> None:
+        try:
+            answers[node.name] = await question(node)
+        except CastlingError as error:
+            answers[node.name] = error
+
+    async with asyncio.TaskGroup() as asking:
+        for node in nodes:
+            asking.create_task(ask(node))
+    return answers
+
+
+class LocalNode:
+    """This node. Its `supervisor` must be running."""
+
+    def __init__(self, home: Home, store: Store, supervisor: Supervisor, now_ns: Callable[[], int]) -> None:
+        self.name = home.node()
+        self._home = home
+        self._store = store
+        self._supervisor = supervisor
+        self._now_ns = now_ns
+        self.text = home.deployed.read_text(encoding="utf-8") if home.deployed.exists() else None
+        self.config = None if self.text is None else settings.parse(self.text, str(home.deployed))
+
+    def wanted(self) -> list[End]:
+        """The ends that should be running here."""
+        if self.config is None or self.name not in self.config.nodes:
+            return []
+        desired = self._store.desired()
+        return [end for end in ends_on(self.config, self.name) if desired.get(end.group) == "running"]
+
+    def deployed(self) -> Config:
+        if self.config is None:
+            raise NotInitialised(
+                "nothing is deployed yet", hint="write castling.toml and run `castling deploy`"
+            )
+        return self.config
+
+    async def describe(self) -> Json:
+        return {
+            "node": self.name,
+            "version": castling.__version__,
+            "digest": None if self.text is None else planning.digest(self.text),
+            "desired": self._store.desired(),
+        }
+
+    async def deploy(self, text: str, by: str) -> Json:
+        config = settings.parse(text, "castling.toml")
+        digest = planning.digest(text)
+        if self.text is not None and digest == planning.digest(self.text):
+            return {"result": "already_deployed"}
+        old = self.config
+        found = planning.plan(old, config, begun=set(), running=set(self._store.desired()))
+        write_private(self._home.deployed, text.encode())
+        version = self._store.add_deployment(digest, text, by)
+        self.text, self.config = text, config
+        before = [] if old is None or self.name not in old.nodes else ends_on(old, self.name)
+        wanted = self.wanted()
+        self._supervisor.keep(wanted, again=set(found.restarts) & set(wanted))
+        await self._supervisor.settled(set(before) - set(wanted))
+        return {"result": "deployed", "version": version}
+
+    async def desire(self, group: str, state: str, by: str) -> Json:
+        group_settings(self.deployed(), group)
+        changed = self._store.set_desired(group, state, by)
+        mine = [end for end in ends_on(self.deployed(), self.name) if end.group == group]
+        failed = [end for end in mine if self._supervisor.status(end).state in ("failed", "pausing")]
+        self._supervisor.keep(self.wanted(), again=failed)
+        if state == "stopped":
+            await self._supervisor.settled(mine)
+        return {"changed": changed or bool(failed)}
+
+    async def ends(self, group: str) -> list[Json]:
+        found = []
+        desired = self._store.desired().get(group)
+        for end in ends_on(self.deployed(), self.name):
+            if end.group == group:
+                report = read_report(end_paths(self._home.folder, end).report, self._now_ns())
+                status = self._supervisor.status(end)
+                view = end_view(report, status.state, status.restarts)
+                place = {"backup": end.backup, "end": str(end.end), "node": self.name, "desired": desired}
+                found.append({**view, **place})
+        return found
+
+    async def check(self, group: str) -> list[Json]:
+        config = self.deployed()
+        kind = kinds.load(group_settings(config, group).kind)
+        found: list[Json] = []
+        try:
+            async with asyncio.timeout(CHECK_S):
+                for stream in streams(config, group):
+                    findings = await kind.check(stream)
+                    found += [{"backup": stream.backup, **msgspec.to_builtins(each)} for each in findings]
+        except TimeoutError:
+            raise StateError(f"the check took longer than {CHECK_S:.0f} s") from None
+        return found
+
+    async def forget_kind(self, group: str) -> None:
+        config = self.deployed()
+        kind = kinds.load(group_settings(config, group).kind)
+        for stream in streams(config, group):
+            await kind.forget(stream)
+
+    async def forget(self, group: str) -> None:
+        if self._store.desired().get(group) == "running":
+            raise StateError(f"group {group} is running", hint=f"`castling group stop {group}` first")
+        group_settings(self.deployed(), group)
+        await asyncio.to_thread(shutil.rmtree, self._home.groups / group, True)
+        self._store.forget_desired(group)
+
+
+class RemoteNode:
+    """Another agent, asked with this node's certificate."""
+
+    def __init__(self, name: str, address: str, tls: ssl.SSLContext) -> None:
+        self.name = name
+        self.address = address
+        self._tls = tls
+
+    async def _call(self, method: str, path: str, body: Any = None, timeout_s: float = QUICK_S) -> Any:
+        try:
+            async with httpx.AsyncClient(
+                base_url=f"https://{self.address}",
+                verify=self._tls,
+                trust_env=False,
+                timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
+            ) as http:
+                return unwrap(await http.request(method, path, json=body))
+        except httpx.HTTPError as error:
+            raise _named(self.name, unreachable(self.address, error)) from error
+        except LinkForeign as error:
+            raise _named(self.name, error) from error
+
+    async def describe(self) -> Json:
+        found: Json = await self._call("GET", "/v1/node")
+        return found
+
+    async def deploy(self, text: str, by: str) -> Json:
+        found: Json = await self._call("POST", "/v1/node/deploy", {"text": text, "by": by}, SLOW_S)
+        return found
+
+    async def desire(self, group: str, state: str, by: str) -> Json:
+        body = {"state": state, "by": by}
+        found: Json = await self._call("POST", f"/v1/node/groups/{group}/desire", body, SLOW_S)
+        return found
+
+    async def ends(self, group: str) -> list[Json]:
+        found: list[Json] = await self._call("GET", f"/v1/node/groups/{group}/ends")
+        return found
+
+    async def check(self, group: str) -> list[Json]:
+        found: list[Json] = await self._call(
+            "POST", f"/v1/node/groups/{group}/check", None, CHECK_S + QUICK_S
+        )
+        return found
+
+    async def forget_kind(self, group: str) -> None:
+        await self._call("POST", f"/v1/node/groups/{group}/forget-kind", None, SLOW_S)
+
+    async def forget(self, group: str) -> None:
+        await self._call("POST", f"/v1/node/groups/{group}/forget", None, SLOW_S)
+
+
+def _named(node: str, error: CastlingError) -> CastlingError:
+    named = type(error)(f"node {node}: {error}", hint=error.hint)
+    named.context = {**error.context, "node": node}
+    return named

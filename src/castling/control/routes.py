@@ -1,0 +1,299 @@
+"""Every path of the API: method, path, who may, what it takes, what it does.
+
+One table, so that access control, the reference page and the tests see the same list.
+A handler gets a `Call` whose body and names have been checked, and returns the data of
+the envelope; it raises typed errors.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+import castling
+from castling.control.access import AccessRole, Caller
+from castling.control.deployment import Deployment
+from castling.control.group import Groups
+from castling.control.membership import Membership
+from castling.control.metrics import render
+from castling.control.nodes import LocalNode
+from castling.control.store import Store
+from castling.errors import UsageError
+
+__all__ = ["ENDPOINTS", "Access", "Call", "Endpoint", "Raw", "Services"]
+
+
+class Access(enum.StrEnum):
+    """Who may besides users of a role."""
+
+    PUBLIC = "anybody"
+    NODE = "nodes of the installation"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The use-cases that the API is a face of."""
+
+    local: LocalNode
+    store: Store
+    groups: Groups
+    deployment: Deployment
+    membership: Membership
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`body` is of the endpoint's body type; `names` are the checked names in the path."""
+
+    caller: Caller
+    names: dict[str, str]
+    query: dict[str, str]
+    body: Any
+
+    def number(self, key: str, default: float, least: float, most: float) -> float:
+        try:
+            value = float(self.query.get(key, default))
+        except ValueError:
+            value = -1.0
+        if not least <= value <= most:
+            raise UsageError(f"{key} must be a number from {least:g} to {most:g}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """An answer outside the envelope, or with another status than 200."""
+
+    status: int = 200
+    data: Any = None
+    text: bytes | None = None
+    media: str = "application/json"
+
+
+Handler = Callable[[Services, Call], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    method: str
+    path: str
+    access: Access | AccessRole
+    handler: Handler
+    body: type[msgspec.Struct] | None = None
+
+
+# --- bodies -----------------------------------------------------------------------------------
+
+
+class JoinBody(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    secret: str
+    node: str
+    csr: str
+    api: str
+    link: str
+
+
+class InviteBody(msgspec.Struct, forbid_unknown_fields=True):
+    node: str
+    ttl_s: float | None = None
+
+
+class TokenBody(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    role: str
+
+
+class PlanBody(msgspec.Struct, forbid_unknown_fields=True):
+    text: str
+
+
+class DeployBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`expect`: digest of what ran when the plan was shown, "" for nothing."""
+
+    text: str
+    expect: str | None = None
+
+
+class NodeDeployBody(msgspec.Struct, forbid_unknown_fields=True):
+    text: str
+    by: str
+
+
+class DesireBody(msgspec.Struct, forbid_unknown_fields=True):
+    state: Literal["running", "stopped"]
+    by: str
+
+
+# --- what they do -----------------------------------------------------------------------------
+
+
+async def _live(services: Services, call: Call) -> Any:
+    return {"live": True}
+
+
+async def _ready(services: Services, call: Call) -> Any:
+    return {"ready": True, "node": services.local.name}
+
+
+async def _ca(services: Services, call: Call) -> Any:
+    return services.membership.ca()
+
+
+async def _join(services: Services, call: Call) -> Any:
+    body: JoinBody = call.body
+    return services.membership.join(
+        identity=body.id, secret=body.secret, node=body.node, csr=body.csr, api=body.api, link=body.link
+    )
+
+
+async def _version(services: Services, call: Call) -> Any:
+    return {"version": castling.__version__, "node": services.local.name}
+
+
+async def _metrics(services: Services, call: Call) -> Any:
+    text = render(await services.groups.trees())
+    return Raw(text=text, media="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _tokens(services: Services, call: Call) -> Any:
+    return services.membership.tokens()
+
+
+async def _create_token(services: Services, call: Call) -> Any:
+    return services.membership.create_token(call.body.name, call.body.role)
+
+
+async def _revoke_token(services: Services, call: Call) -> Any:
+    return services.membership.revoke_token(call.names["token"])
+
+
+async def _nodes(services: Services, call: Call) -> Any:
+    return services.membership.nodes()
+
+
+async def _invite(services: Services, call: Call) -> Any:
+    return services.membership.invite(call.body.node, call.body.ttl_s, call.caller)
+
+
+async def _config(services: Services, call: Call) -> Any:
+    return services.deployment.current()
+
+
+async def _plan(services: Services, call: Call) -> Any:
+    return await services.deployment.plan(call.body.text)
+
+
+async def _deploy(services: Services, call: Call) -> Any:
+    return await services.deployment.deploy(call.body.text, call.caller, call.body.expect)
+
+
+async def _deployments(services: Services, call: Call) -> Any:
+    return services.store.deployments()
+
+
+async def _groups(services: Services, call: Call) -> Any:
+    return await services.groups.trees()
+
+
+async def _group(services: Services, call: Call) -> Any:
+    return await services.groups.tree(call.names["group"])
+
+
+async def _group_ready(services: Services, call: Call) -> Any:
+    ready, data = await services.groups.ready(call.names["group"], call.number("lag_s", 30, 0, 1e9))
+    return Raw(200 if ready else 503, data)
+
+
+async def _check(services: Services, call: Call) -> Any:
+    return await services.groups.check(call.names["group"])
+
+
+async def _start(services: Services, call: Call) -> Any:
+    return await services.groups.start(call.names["group"], call.caller)
+
+
+async def _stop(services: Services, call: Call) -> Any:
+    return await services.groups.stop(call.names["group"], call.caller)
+
+
+async def _remove(services: Services, call: Call) -> Any:
+    return await services.groups.remove(call.names["group"], call.caller)
+
+
+async def _events(services: Services, call: Call) -> Any:
+    return services.store.events(int(call.number("limit", 100, 1, 10_000)))
+
+
+async def _audit(services: Services, call: Call) -> Any:
+    return services.store.audit(int(call.number("limit", 100, 1, 10_000)))
+
+
+async def _node(services: Services, call: Call) -> Any:
+    return await services.local.describe()
+
+
+async def _node_deploy(services: Services, call: Call) -> Any:
+    return await services.local.deploy(call.body.text, f"{call.body.by[:100]} through {call.caller}")
+
+
+async def _node_desire(services: Services, call: Call) -> Any:
+    by = f"{call.body.by[:100]} through {call.caller}"
+    return await services.local.desire(call.names["group"], call.body.state, by)
+
+
+async def _node_ends(services: Services, call: Call) -> Any:
+    return await services.local.ends(call.names["group"])
+
+
+async def _node_check(services: Services, call: Call) -> Any:
+    return await services.local.check(call.names["group"])
+
+
+async def _node_forget_kind(services: Services, call: Call) -> Any:
+    return await services.local.forget_kind(call.names["group"])
+
+
+async def _node_forget(services: Services, call: Call) -> Any:
+    return await services.local.forget(call.names["group"])
+
+
+_VIEWER, _OPERATOR, _ADMIN = AccessRole.VIEWER, AccessRole.OPERATOR, AccessRole.ADMIN
+
+ENDPOINTS = (
+    Endpoint("GET", "/health/live", Access.PUBLIC, _live),
+    Endpoint("GET", "/health/ready", Access.PUBLIC, _ready),
+    Endpoint("GET", "/metrics", _VIEWER, _metrics),
+    Endpoint("GET", "/v1/ca", Access.PUBLIC, _ca),
+    Endpoint("POST", "/v1/join", Access.PUBLIC, _join, JoinBody),
+    Endpoint("GET", "/v1/version", _VIEWER, _version),
+    Endpoint("GET", "/v1/tokens", _ADMIN, _tokens),
+    Endpoint("POST", "/v1/tokens", _ADMIN, _create_token, TokenBody),
+    Endpoint("DELETE", "/v1/tokens/{token}", _ADMIN, _revoke_token),
+    Endpoint("GET", "/v1/nodes", _VIEWER, _nodes),
+    Endpoint("POST", "/v1/invites", _ADMIN, _invite, InviteBody),
+    Endpoint("GET", "/v1/config", _VIEWER, _config),
+    Endpoint("POST", "/v1/deploy/plan", _OPERATOR, _plan, PlanBody),
+    Endpoint("POST", "/v1/deploy", _ADMIN, _deploy, DeployBody),
+    Endpoint("GET", "/v1/deployments", _VIEWER, _deployments),
+    Endpoint("GET", "/v1/groups", _VIEWER, _groups),
+    Endpoint("GET", "/v1/groups/{group}", _VIEWER, _group),
+    Endpoint("GET", "/v1/groups/{group}/ready", _VIEWER, _group_ready),
+    Endpoint("POST", "/v1/groups/{group}/check", _OPERATOR, _check),
+    Endpoint("POST", "/v1/groups/{group}/start", _OPERATOR, _start),
+    Endpoint("POST", "/v1/groups/{group}/stop", _OPERATOR, _stop),
+    Endpoint("DELETE", "/v1/groups/{group}", _ADMIN, _remove),
+    Endpoint("GET", "/v1/events", _VIEWER, _events),
+    Endpoint("GET", "/v1/audit", _ADMIN, _audit),
+    Endpoint("GET", "/v1/node", Access.NODE, _node),
+    Endpoint("POST", "/v1/node/deploy", Access.NODE, _node_deploy, NodeDeployBody),
+    Endpoint("POST", "/v1/node/groups/{group}/desire", Access.NODE, _node_desire, DesireBody),
+    Endpoint("GET", "/v1/node/groups/{group}/ends", Access.NODE, _node_ends),
+    Endpoint("POST", "/v1/node/groups/{group}/check", Access.NODE, _node_check),
+    Endpoint("POST", "/v1/node/groups/{group}/forget-kind", Access.NODE, _node_forget_kind),
+    Endpoint("POST", "/v1/node/groups/{group}/forget", Access.NODE, _node_forget),
+)

@@ -1,0 +1,122 @@
+"""The report tree of a group: one form for status, API, metrics. Pure.
+
+Built from what each end says of itself. A figure that nobody knows is None and is shown
+as unknown; a node that does not answer makes its ends unknown, never healthy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from castling.config import Config
+from castling.errors import CastlingError
+from castling.groups.topology import EndName, capture_node, group_settings
+
+__all__ = ["STATES", "end_view", "group_tree", "unknown_end"]
+
+#: worst first: a stream is as well as its worst end, a group as its worst stream
+STATES = ("failed", "unknown", "pausing", "seeding", "waiting", "starting", "stopped", "running")
+
+Report = dict[str, Any]
+
+
+def end_view(report: Report | None, status: str, restarts: int) -> Report:
+    """One end: its report, made true by what the supervisor of its node sees.
+
+    A report says `running` for a while after its process was killed; a supervisor that
+    sees no process knows better.
+    """
+    seen: Report = dict(report or {})
+    if status != "running":
+        if seen.get("state") not in ("failed", "stopped", None):
+            seen["last_state"] = seen["state"]
+        seen["state"] = status
+        seen["rpo_s"] = seen["apply_lag_s"] = None
+        if status == "stopped":
+            seen["error"] = None
+    elif seen.get("state") in (None, "failed", "stopped"):
+        # the process is there and has not written a report of its own yet
+        seen = {"state": "starting"}
+    seen["supervisor"] = status
+    seen["restarts"] = restarts
+    return seen
+
+
+def unknown_end(error: CastlingError) -> Report:
+    return {"state": "unknown", "detail": str(error), "error": error.as_json(), "restarts": None}
+
+
+def group_tree(config: Config, group: str, ends: dict[tuple[str, str], Report]) -> Report:
+    """`ends`: by (backup, end name). The documented form is `group` in docs/reference/json.md."""
+    settings = group_settings(config, group)
+    streams = [_stream(settings.delivery, backup, ends) for backup in settings.backups]
+    for stream in streams:
+        stream["nodes"] = {
+            EndName.SOURCE: capture_node(settings),
+            EndName.RECEIVE: stream["backup"],
+            EndName.APPLY: stream["backup"],
+        }
+    return {
+        "group": group,
+        "kind": settings.kind,
+        "primary": settings.primary,
+        "backups": settings.backups,
+        "capture_on": capture_node(settings),
+        "delivery": settings.delivery,
+        "desired": next((end["desired"] for end in ends.values() if end.get("desired")), "new"),
+        "state": _worst(stream["state"] for stream in streams),
+        "streams": streams,
+    }
+
+
+def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> Report:
+    found = {name: ends.get((backup, name), {"state": "unknown"}) for name in EndName}
+    source, receive, apply = (found[name] for name in EndName)
+    return {
+        "backup": backup,
+        "state": _worst(end["state"] for end in found.values()),
+        "link": _link(source),
+        "mode": _mode(delivery, source),
+        "positions": {
+            "captured": _position("captured", source),
+            "hardened": _position("hardened", receive, source),
+            "applied": _position("applied", apply, source),
+            "released": _position("released", apply, receive),
+        },
+        "rpo_s": source.get("rpo_s"),
+        "rpo": source.get("rpo"),
+        "apply_lag_s": apply.get("apply_lag_s"),
+        "apply_lag": apply.get("apply_lag"),
+        "seed": source.get("seed"),
+        "ends": {str(name): end for name, end in found.items()},
+    }
+
+
+def _worst(states: Iterable[str]) -> str:
+    return min(states, key=lambda state: STATES.index(state) if state in STATES else 1, default="unknown")
+
+
+def _position(name: str, *ends: Report) -> str | None:
+    for end in ends:
+        found = (end.get("positions") or {}).get(name)
+        if found is not None:
+            return str(found)
+    return None
+
+
+def _link(source: Report) -> str:
+    if source["state"] in ("stopped", "failed", "pausing"):
+        return "down"
+    if source["state"] == "unknown":
+        return "unknown"
+    return str((source.get("link") or {}).get("state") or "unknown")
+
+
+def _mode(delivery: str, source: Report) -> str:
+    """`async`; of sync delivery what it protects now: `sync` only while commits wait for the backup."""
+    if delivery == "async":
+        return "async"
+    sync = ((source.get("capture") or {}).get("sync")) or {}
+    state = sync.get("state")
+    return "sync" if state == "protected" else f"sync:{state or 'unknown'}"
