@@ -1,0 +1,26 @@
+"""Which of several failures to tell, when the tasks of a connection end together."""
+
+from __future__ import annotations
+
+from castling.errors import CastlingError, LinkError
+
+__all__ = ["first_failure"]
+
+
+def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """A mistake of ours before a typed error, a reason before the bare loss of the connection."""
+    found: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    while waiting:
+        error = waiting.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            waiting.extend(error.exceptions)
+        else:
+            found.append(error)
+    return min(found, key=_rank)
+
+
+def _rank(error: BaseException) -> int:
+    if not isinstance(error, CastlingError):
+        return 0
+    return 2 if type(error) is LinkError else 1
