@@ -1,0 +1,1 @@
+"""The command line: a face of the service. Commands ask the local agent and show its answers."""

@@ -29,14 +29,18 @@ Seconds = Annotated[float, msgspec.Meta(extra={"unit": "seconds"})]
 Rate = Annotated[int | None, msgspec.Meta(extra={"unit": "rate"})]
 
 
-class InstallationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Encoding one leaves out what nobody wrote, so a comparison tells what was written."""
+
+
+class InstallationSettings(_Settings, frozen=True, kw_only=True):
     """The nodes that trust one another; `castling init` makes one."""
 
     #: what the installation is called; it says so in its certificates
     name: str
 
 
-class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class NodeSettings(_Settings, frozen=True, kw_only=True):
     """A system that runs an agent."""
 
     #: `host:port` of the agent's API, as others reach it
@@ -51,7 +55,7 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     postgres_bin: str | None = None
 
 
-class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class DatabaseSettings(_Settings, frozen=True, kw_only=True):
     """How a node reaches its database. A password never stands here."""
 
     #: name or address of the server, or the folder of its unix socket
@@ -73,7 +77,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     passfile: str | None = None
 
 
-class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class RetentionSettings(_Settings, frozen=True, kw_only=True):
     """What a remote journal keeps after it was applied; what was not applied is always kept."""
 
     #: keep at most this much of what is applied, bytes
@@ -86,7 +90,7 @@ class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     segment: Size = 64 << 20
 
 
-class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class LinkSettings(_Settings, frozen=True, kw_only=True):
     """How records travel to the backup."""
 
     #: bytes per second on the wire; None: unlimited
@@ -99,7 +103,7 @@ class LinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     port: int | None = None
 
 
-class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SeedSettings(_Settings, frozen=True, kw_only=True):
     """How the first copy is made."""
 
     #: "create": make schemas, types and tables on an empty target; "expect": they are there already
@@ -110,7 +114,7 @@ class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     chunk_rows: int = 250_000
 
 
-class GroupSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class GroupSettings(_Settings, frozen=True, kw_only=True):
     """A unit of replication."""
 
     #: what is replicated
@@ -147,7 +151,7 @@ class GroupSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     seed: SeedSettings = SeedSettings()
 
 
-class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Config(_Settings, frozen=True, kw_only=True):
     """A whole castling.toml."""
 
     #: the installation

@@ -8,6 +8,7 @@ bounded before they are read; nothing that fails tells more than a typed error d
 from __future__ import annotations
 
 import re
+import traceback
 from typing import Any
 
 import msgspec
@@ -59,7 +60,7 @@ def build_app(services: Services) -> Starlette:
     routes = [Route(path, _Path(path, services)) for path in paths]
     return Starlette(
         routes=routes,
-        exception_handlers={HTTPException: _no_route, Exception: _crash},
+        exception_handlers={HTTPException: _no_route},
     )
 
 
@@ -78,7 +79,10 @@ class _Path:
             error = UsageError(f"{request.method} is not for this path", hint=f"allowed: {allowed}")
             response = _failure(error, 405, {"allow": allowed})
         else:
-            response = await _answer(self._services, endpoint, request)
+            try:
+                response = await _answer(self._services, endpoint, request)
+            except Exception as error:  # noqa: BLE001 - the outermost frame of a request
+                response = _crash(request, error)
         await response(scope, receive, send)
 
 
@@ -190,6 +194,14 @@ async def _no_route(request: Request, error: Exception) -> Response:
     )
 
 
-async def _crash(request: Request, error: Exception) -> Response:
-    events("agent").error("agent.request_crashed", path=request.url.path, exc_info=error)
+def _crash(request: Request, error: Exception) -> Response:
+    """The log gets the frames but no values: values may be secrets."""
+    frames = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+    events("agent").error(
+        "agent.request_crashed",
+        path=request.url.path,
+        error=type(error).__name__,
+        message=str(error),
+        at=frames,
+    )
     return _failure(CastlingError("the agent met an error it does not know; see its log"), 500)

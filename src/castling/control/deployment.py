@@ -50,13 +50,12 @@ class Deployment:
     async def plan(self, text: str) -> Json:
         """What deploying `text` would do; changes nothing."""
         found, told, _ = await self._look(text)
-        return _as_json(found, told, planning.digest(text))
+        return {**_as_json(found, told, planning.digest(text)), "running": self._running()}
 
     async def deploy(self, text: str, caller: Caller, expect: str | None) -> Json:
         """Make `text` run everywhere. `expect`: digest of what ran when the plan was shown."""
         found, told, config = await self._look(text)
-        now = None if self._local.text is None else planning.digest(self._local.text)
-        if expect is not None and expect != (now or ""):
+        if expect is not None and expect != self._running():
             raise DeployRefused(
                 "something else was deployed since the plan was made", hint="look at the new plan"
             )
@@ -76,6 +75,10 @@ class Deployment:
                 hint="`castling deploy` again completes it; nothing has to be undone",
             ) from error
         return {"result": "deployed", **_as_json(found, told, digest)}
+
+    def _running(self) -> str:
+        """Digest of what is deployed here, "" for nothing."""
+        return "" if self._local.text is None else planning.digest(self._local.text)
 
     async def _look(self, text: str) -> tuple[Plan, dict[str, Json], Config]:
         """The plan, what every node said of itself, and the settings in `text`."""

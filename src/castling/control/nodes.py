@@ -140,7 +140,8 @@ class LocalNode:
 
     async def desire(self, group: str, state: str, by: str) -> Json:
         group_settings(self.deployed(), group)
-        changed = self._store.set_desired(group, state, by)
+        begun = group in self._store.desired()
+        changed = (begun or state == "running") and self._store.set_desired(group, state, by)
         mine = [end for end in ends_on(self.deployed(), self.name) if end.group == group]
         failed = [end for end in mine if self._supervisor.status(end).state in ("failed", "pausing")]
         self._supervisor.keep(self.wanted(), again=failed)

@@ -1,0 +1,188 @@
+"""Commands of groups: check, start, stop, status, watch, list, remove."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from castling.cli.node import Yes
+from castling.cli.output import Result, ask, columns, say
+from castling.cli.session import Session, command
+from castling.cli.status import details, one_line, table
+from castling.errors import AgentUnreachable, FindingsExist, UsageError
+
+__all__ = ["register"]
+
+#: longer than the kind may take to look at both ends, seconds
+CHECK_S = 150.0
+STOP_S = 90.0
+
+Group = Annotated[str, typer.Argument(help="Name of the group.")]
+Interval = Annotated[
+    float, typer.Option("--interval", envvar="CASTLING_INTERVAL", min=0.1, help="Seconds between two looks.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    command(app, "check")(_check)
+    groups = typer.Typer(help="Groups: what is replicated from where to where.", no_args_is_help=True)
+    command(groups, "list")(_list)
+    command(groups, "start")(_start)
+    command(groups, "stop")(_stop)
+    command(groups, "status")(_status)
+    command(groups, "watch")(_watch)
+    command(groups, "remove")(_remove)
+    app.add_typer(groups, name="group")
+
+
+def _check(session: Session, group: Group) -> Result:
+    """Say what can't be replicated and why, table by table. Changes nothing; exit code 3 if refused."""
+    data = session.call("POST", f"/v1/groups/{group}/check", timeout_s=CHECK_S)
+    return Result(data, _findings(data), FindingsExist.exit_code if data["refused"] else 0)
+
+
+def _findings(data: dict[str, Any]) -> str:
+    order = ["refused", "change", "warning", "ok"]
+    found = sorted(data["findings"], key=lambda each: (order.index(each["severity"]), each["object"]))
+    lines = []
+    for each in found:
+        lines.append(f"{each['severity'].upper():8} {each['object']}  [{each['code']}]")
+        lines.append(f"         {each['message']}")
+        if each["hint"]:
+            lines.append(f"         hint: {each['hint']}")
+    counts = ", ".join(
+        f"{sum(each['severity'] == severity for each in found)} {severity}" for severity in order
+    )
+    verdict = "refused: the group would not start" if data["refused"] else "the group can start"
+    return "\n".join([*lines, f"{data['group']}: {verdict} ({counts})"])
+
+
+def _start(
+    session: Session,
+    group: Group,
+    force: Annotated[
+        bool, typer.Option("--force", envvar="CASTLING_FORCE", help="Refused, with the reason why.")
+    ] = False,
+) -> Result:
+    """Check, then run the group; the first start makes the first copy."""
+    if force:
+        raise UsageError(
+            "what the check refuses would be lost or would stop the group; that can't be forced",
+            hint=f"`castling check {group}` names it; exclude it in castling.toml or change the source",
+        )
+    data = session.call("POST", f"/v1/groups/{group}/start", timeout_s=CHECK_S + STOP_S)
+    for each in data["findings"]:
+        if each["severity"] in ("change", "warning"):
+            say(f"{each['severity']}: {each['object']}: {each['message']}")
+    return Result(data, f"{data['result']}: {group}")
+
+
+def _stop(session: Session, group: Group, yes: Yes = False) -> Result:
+    """End the group's processes on all nodes; production goes on unprotected. Start goes on from there."""
+    if not (yes or ask(f"Stop {group}? The backup will fall behind.")):
+        raise UsageError("not confirmed; nothing was changed", hint="--yes stops without asking")
+    data = session.call("POST", f"/v1/groups/{group}/stop", timeout_s=STOP_S)
+    return Result(data, f"{data['result']}: {group}")
+
+
+def _status(
+    session: Session,
+    group: Annotated[str | None, typer.Argument(help="Name of the group; all without.")] = None,
+) -> Result:
+    """Show how groups are: positions, lag, progress of the first copy, errors with hints."""
+    trees = _trees(session, group)
+    data: Any = trees[0] if group else trees
+    return Result(data, _text(trees))
+
+
+def _trees(session: Session, group: str | None) -> list[dict[str, Any]]:
+    if group is None:
+        found: list[dict[str, Any]] = session.call("GET", "/v1/groups")
+        return found
+    return [session.call("GET", f"/v1/groups/{group}")]
+
+
+def _text(trees: list[dict[str, Any]]) -> str:
+    below = [details(tree) for tree in trees]
+    return "\n".join([table(trees), *(["", *filter(None, below)] if any(below) else [])])
+
+
+def _list(session: Session) -> Result:
+    """List the deployed groups."""
+    trees = _trees(session, None)
+    data = [
+        {key: tree[key] for key in ("group", "kind", "primary", "backups", "delivery", "desired", "state")}
+        for tree in trees
+    ]
+    rows = [
+        [
+            each["group"],
+            each["kind"],
+            each["primary"],
+            ",".join(each["backups"]),
+            each["delivery"],
+            each["state"],
+        ]
+        for each in data
+    ]
+    return Result(data, columns(["GROUP", "KIND", "PRIMARY", "BACKUPS", "DELIVERY", "STATE"], rows))
+
+
+def _watch(
+    session: Session,
+    group: Annotated[str | None, typer.Argument(help="Name of the group; all without.")] = None,
+    interval: Interval = 1.0,
+) -> None:
+    """Follow groups until Ctrl-C: live on a terminal, else a line per change. --json: a line per look."""
+    if session.json or not sys.stdout.isatty():
+        _watch_lines(session, group, interval)
+        return
+    console = Console(highlight=False)
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        while True:
+            live.update(Text(_look(session, group)), refresh=True)
+            time.sleep(interval)
+
+
+def _look(session: Session, group: str | None) -> str:
+    """An agent that is away for a moment is part of what is watched."""
+    try:
+        return _text(_trees(session, group))
+    except AgentUnreachable as error:
+        return f"unknown: {error}"
+
+
+def _watch_lines(session: Session, group: str | None, interval: float) -> None:
+    from msgspec import json
+
+    before: list[str] = []
+    while True:
+        if session.json:
+            trees = _trees(session, group)
+            sys.stdout.write(json.encode({"ok": True, "data": trees}).decode() + "\n")
+        else:
+            try:
+                lines = [line for tree in _trees(session, group) for line in one_line(tree)]
+            except AgentUnreachable as error:
+                lines = [f"unknown: {error}"]
+            for line in lines:
+                if line not in before:
+                    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+            before = lines
+        sys.stdout.flush()
+        time.sleep(interval)
+
+
+def _remove(session: Session, group: Group, yes: Yes = False) -> Result:
+    """Forget a stopped group: slot, publication, progress, journals. Both databases keep their data."""
+    if not (yes or ask(f"Remove {group}? A later start makes the first copy anew.")):
+        raise UsageError("not confirmed; nothing was changed", hint="--yes removes without asking")
+    data = session.call("DELETE", f"/v1/groups/{group}", timeout_s=CHECK_S)
+    return Result(data, f"{data['result']}: {group}")

@@ -1,0 +1,125 @@
+"""How the report tree of a group looks to people. Pure: trees in, text out.
+
+What is not known is shown as `unknown`, never as zero and never as a blank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from castling.cli.output import columns
+
+__all__ = ["bytes_text", "details", "one_line", "seconds_text", "table"]
+
+Json = dict[str, Any]
+HEAD = ("GROUP", "KIND", "ROLE", "LINK", "MODE", "CAPTURED", "HARDENED", "APPLIED", "RPO", "LAG", "STATE")
+BAR = 30
+
+
+def table(trees: list[Json]) -> str:
+    """One row per stream."""
+    if not trees:
+        return "no groups are deployed"
+    rows = [_row(tree, stream) for tree in trees for stream in tree["streams"]]
+    return columns(HEAD, rows)
+
+
+def _row(tree: Json, stream: Json) -> list[str]:
+    several = len(tree["streams"]) > 1
+    positions = stream["positions"]
+    return [
+        f"{tree['group']}>{stream['backup']}" if several else tree["group"],
+        tree["kind"],
+        _role(tree),
+        stream["link"],
+        stream["mode"],
+        *(positions[name] or "-" for name in ("captured", "hardened", "applied")),
+        seconds_text(stream["rpo_s"]),
+        seconds_text(stream["apply_lag_s"]),
+        stream["state"],
+    ]
+
+
+def _role(tree: Json) -> str:
+    if tree["node"] == tree["primary"]:
+        return "primary"
+    return "backup" if tree["node"] in tree["backups"] else "-"
+
+
+def seconds_text(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 100:
+        return f"{seconds:.1f}s"
+    return f"{seconds / 60:.0f}m" if seconds < 7200 else f"{seconds / 3600:.1f}h"
+
+
+def bytes_text(amount: float | None) -> str:
+    if amount is None:
+        return "unknown"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def details(tree: Json) -> str:
+    """What stands below the table: progress of the first copy, and what is wrong with what to do."""
+    lines: list[str] = []
+    for stream in tree["streams"]:
+        if stream["state"] in ("seeding", "waiting", "starting") and _seeding(stream):
+            lines += _seed(stream)
+        for end, view in stream["ends"].items():
+            lines += _trouble(stream["backup"], end, view)
+        lines += _room(stream)
+    return "\n".join(lines)
+
+
+def _seeding(stream: Json) -> bool:
+    seed = stream["seed"]
+    return seed is not None and seed["phase"] not in ("planning", "done")
+
+
+def _seed(stream: Json) -> list[str]:
+    seed = stream["seed"]
+    total = seed["bytes_total"]
+    share = min(1.0, seed["bytes"] / total) if total else None
+    bar = "" if share is None else f"[{'#' * int(share * BAR):<{BAR}}] {share:4.0%}  "
+    eta = "" if seed["eta_s"] is None else f", {seconds_text(seed['eta_s'])} left"
+    return [
+        f"seed to {stream['backup']}: {bar}{seed['phase']}, {seed['rows']} rows, "
+        f"{bytes_text(seed['bytes'])}, table {seed['tables_done']} of {seed['tables_total']}{eta}"
+    ]
+
+
+def _trouble(backup: str, end: str, view: Json) -> list[str]:
+    error = view.get("error")
+    if not error:
+        return []
+    lines = [f"{end} to {backup}: error[{error['code']}]: {error['message']}"]
+    if error.get("hint"):
+        lines.append(f"  hint: {error['hint']}")
+    return lines
+
+
+def _room(stream: Json) -> list[str]:
+    """A forecast below a day is worth a line."""
+    journal = stream["ends"]["receive"].get("journal") or {}
+    full_in_s = journal.get("full_in_s")
+    if full_in_s is None or full_in_s > 86400:
+        return []
+    left, free = seconds_text(max(0.0, full_in_s)), bytes_text(journal.get("free_bytes"))
+    return [f"journal on {stream['backup']}: full in {left} at this rate ({free} free)"]
+
+
+def one_line(tree: Json) -> Iterable[str]:
+    """A line per stream for a watch off a terminal; figures that always move are left out."""
+    for stream in tree["streams"]:
+        errors = [view["error"]["code"] for view in stream["ends"].values() if view.get("error")]
+        told = f"{tree['group']} to {stream['backup']}: {stream['state']}"
+        told += f", link {stream['link']}, {stream['mode']}"
+        if _seeding(stream):
+            told += f", seed {stream['seed']['phase']}"
+        yield told + (f", {', '.join(errors)}" if errors else "")
