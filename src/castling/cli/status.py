@@ -13,7 +13,7 @@ from castling.cli.output import columns
 __all__ = ["bytes_text", "details", "one_line", "seconds_text", "table"]
 
 Json = dict[str, Any]
-HEAD = ("GROUP", "KIND", "ROLE", "LINK", "MODE", "CAPTURED", "HARDENED", "APPLIED", "RPO", "LAG", "STATE")
+HEAD = ("GROUP", "KIND", "ROLE", "LINK", "MODE", "CAPTURED", "HARDENED", "APPLIED", "LAG", "STATE")
 BAR = 30
 
 
@@ -35,7 +35,6 @@ def _row(tree: Json, stream: Json) -> list[str]:
         stream["link"],
         stream["mode"],
         *(positions[name] or "-" for name in ("captured", "hardened", "applied")),
-        seconds_text(stream["rpo_s"]),
         seconds_text(stream["apply_lag_s"]),
         stream["state"],
     ]
@@ -66,15 +65,31 @@ def bytes_text(amount: float | None) -> str:
 
 
 def details(tree: Json) -> str:
-    """What stands below the table: progress of the first copy, and what is wrong with what to do."""
+    """What stands below the table: lags, progress of the first copy, what is wrong and what to do."""
     lines: list[str] = []
     for stream in tree["streams"]:
+        if stream["state"] not in ("stopped", "seeding"):
+            lines.append(_lags(tree["group"], stream))
         if stream["state"] in ("seeding", "waiting", "starting") and _seeding(stream):
             lines += _seed(stream)
         for end, view in stream["ends"].items():
             lines += _trouble(stream["backup"], end, view)
         lines += _room(stream)
     return "\n".join(lines)
+
+
+def _lags(group: str, stream: Json) -> str:
+    told = [
+        f"{what} {seconds_text(stream[now])}{_spread(stream[taken])}"
+        for what, now, taken in (("RPO", "rpo_s", "rpo"), ("apply lag", "apply_lag_s", "apply_lag"))
+    ]
+    return f"{group} to {stream['backup']}: {', '.join(told)}"
+
+
+def _spread(taken: Json | None) -> str:
+    if not taken or not taken.get("samples"):
+        return ""
+    return f" (p50 {taken['p50']:.2f}s, p99 {taken['p99']:.2f}s, max {taken['max']:.2f}s)"
 
 
 def _seeding(stream: Json) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from castling.errors import StateError
 from castling.groups.topology import End, EndPaths
 
-__all__ = ["EndProcess", "adopt", "lock_holder", "spawn"]
+__all__ = ["EndProcess", "adopt", "lock_holder", "spawn", "worker_command"]
 
 #: longer than an end needs to let go of its connections, seconds
 TERM_S = 10.0
@@ -115,14 +115,19 @@ def adopt(paths: EndPaths) -> EndProcess | None:
     return EndProcess(pid, pidfd, None)
 
 
-def spawn(home: Path, end: End, paths: EndPaths) -> EndProcess:
+def worker_command(home: Path, end: End) -> list[str]:
+    """What runs an end."""
+    which = ["--home", str(home), "--group", end.group, "--end", str(end.end), "--backup", end.backup]
+    return [sys.executable, "-m", "castling.groups.worker", *which]
+
+
+def spawn(command: list[str], paths: EndPaths) -> EndProcess:
     """Start the end in a session of its own, its output appended to its log."""
     paths.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    which = ["--home", str(home), "--group", end.group, "--end", str(end.end), "--backup", end.backup]
     try:
         child = subprocess.Popen(
-            [sys.executable, "-m", "castling.groups.worker", *which],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from castling.control.process import EndProcess, adopt, spawn
+from castling.control.process import EndProcess, adopt, spawn, worker_command
 from castling.errors import StateError
 from castling.groups.topology import End, EndPaths, end_paths
 from castling.observe import events, read_report
@@ -35,6 +35,8 @@ LOG_LOOK_S = 10.0
 SETTLE_S = 20.0
 
 Notice = Callable[[str, dict[str, Any]], None]
+#: the command that runs an end of the home
+Command = Callable[[Path, End], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,11 @@ class EndStatus:
 class Ward:
     """One end. `want` and `again` may be called at any time; `run` makes it so."""
 
-    def __init__(self, home: Path, end: End, notice: Notice) -> None:
+    def __init__(self, home: Path, end: End, notice: Notice, command: Command) -> None:
         self.end = end
         self.paths: EndPaths = end_paths(home, end)
         self.restarts = 0
-        self._home = home
+        self._start = command(home, end)
         self._notice = notice
         self._wanted = False
         self._again = False
@@ -117,7 +119,7 @@ class Ward:
     async def _live(self) -> None:
         self._process = adopt(self.paths)
         if self._process is None:
-            self._process = spawn(self._home, self.end, self.paths)
+            self._process = spawn(self._start, self.paths)
             self._tell("agent.end_started", pid=self._process.pid)
         else:
             self._tell("agent.end_adopted", pid=self._process.pid)
@@ -206,8 +208,9 @@ class Ward:
 class Supervisor:
     """All ends of this node. `run` until cancelled; cancelling leaves the processes running."""
 
-    def __init__(self, home: Path, notice: Notice | None = None) -> None:
+    def __init__(self, home: Path, notice: Notice | None = None, command: Command = worker_command) -> None:
         self._home = home
+        self._command = command
         self._notice = notice or (lambda name, fields: None)
         self._wards: dict[End, Ward] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -243,7 +246,7 @@ class Supervisor:
     def _ward(self, end: End) -> Ward:
         if end not in self._wards:
             assert self._tasks is not None, "the supervisor is not running"
-            ward = self._wards[end] = Ward(self._home, end, self._told)
+            ward = self._wards[end] = Ward(self._home, end, self._told, self._command)
             self._tasks.create_task(ward.run(), name=f"ward {end.group} {end.backup} {end.end}")
         return self._wards[end]
 
