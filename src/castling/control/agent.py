@@ -64,7 +64,7 @@ async def run_agent(home: Home) -> None:
         _stop_on_signals(server)
         write_private(home.agent_file, msgspec.json.encode(RunningAgent(pid=os.getpid(), address=address)))
         log.info("agent.started", node=local.name, address=address, version=castling.__version__)
-        keeping = asyncio.create_task(supervisor.run(local.wanted()))
+        keeping = asyncio.create_task(supervisor.run(local.wanted(), local.own_ends()))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             done, _ = await asyncio.wait((keeping, serving), return_when=asyncio.FIRST_COMPLETED)

@@ -102,10 +102,14 @@ class LocalNode:
 
     def wanted(self) -> list[End]:
         """The ends that should be running here."""
+        desired = self._store.desired()
+        return [end for end in self.own_ends() if desired.get(end.group) == "running"]
+
+    def own_ends(self) -> list[End]:
+        """The ends that are this node's, running or not."""
         if self.config is None or self.name not in self.config.nodes:
             return []
-        desired = self._store.desired()
-        return [end for end in ends_on(self.config, self.name) if desired.get(end.group) == "running"]
+        return ends_on(self.config, self.name)
 
     def deployed(self) -> Config:
         if self.config is None:

@@ -216,8 +216,11 @@ class Supervisor:
         self._tasks: asyncio.TaskGroup | None = None
         self._log = events("agent")
 
-    async def run(self, wanted: Iterable[End]) -> None:
+    async def run(self, wanted: Iterable[End], known: Iterable[End] = ()) -> None:
+        """`known`: ends that may still run from before and shall not, unless they are wanted."""
         async with asyncio.TaskGroup() as self._tasks:
+            for end in known:
+                self._ward(end)
             self.keep(wanted)
             while True:
                 await asyncio.sleep(LOG_LOOK_S)
