@@ -6,7 +6,6 @@ error, and the connecting side raises the same one.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
@@ -94,24 +93,16 @@ async def dial(
         if not PROTOCOL_MIN <= found.version <= PROTOCOL:
             raise LinkProtocol(f"{address} chose protocol version {found.version}, which was not offered")
     except LinkError as error:
+        if type(error) is LinkError and not channel.received_bytes and tls is not None:
+            # in TLS 1.3 the side that connects is never told that its certificate was refused
+            error.hint = f"if this goes on: does {address} accept this node's certificate?"
         channel.close()
-        raise _told_apart(error, address) from error.__cause__
+        raise
     except BaseException:
         channel.close()
         raise
     channel.dead_after_s = DEAD_AFTER_S
     return channel, _welcome(found)
-
-
-def _told_apart(error: LinkError, address: str) -> LinkError:
-    """In TLS 1.3 the side that connects learns only from its first read that its certificate was refused."""
-    cause = error.__cause__
-    if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
-        return LinkForeign(
-            f"{address} does not accept this node's certificate ({cause.reason})",
-            hint="both nodes must be of one installation: `castling join` adds a node",
-        )
-    return error
 
 
 def _hello(info: HelloInfo, purpose: Purpose) -> Hello:

@@ -7,11 +7,13 @@ tickets, so every connection verifies the certificate anew.
 
 from __future__ import annotations
 
+import datetime
 import ssl
 from functools import cached_property
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from castling.errors import ConfigError, LinkForeign
 from castling.link.authority import installation_of, node_of
@@ -61,12 +63,27 @@ class NodeTls:
             raise LinkForeign("the other side's certificate is of no node of this installation")
         return node
 
+    def _check_own(self) -> None:
+        """The other side would drop a certificate that is expired or not of its CA without a word."""
+        authority = x509.load_pem_x509_certificate(self._ca.read_bytes())
+        own = x509.load_pem_x509_certificate(self._cert.read_bytes())
+        if own.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
+            raise ConfigError(f"the certificate {self._cert} has expired", hint="`castling join` renews it")
+        try:
+            own.verify_directly_issued_by(authority)
+        except (ValueError, TypeError, InvalidSignature) as error:
+            raise ConfigError(
+                f"the certificate {self._cert} is not of the authority {self._ca}",
+                hint="this node's folder mixes two installations; `castling join` makes it anew",
+            ) from error
+
     def _context(self, side: ssl._SSLMethod) -> ssl.SSLContext:
         context = ssl.SSLContext(side)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         try:
             context.load_verify_locations(self._ca)
             context.load_cert_chain(self._cert, self._key)
+            self._check_own()
         except OSError as error:  # ssl.SSLError is one
             raise ConfigError(
                 f"the node's certificate can't be used: {error.strerror or error}",
