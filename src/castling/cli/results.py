@@ -1,0 +1,206 @@
+"""The documented fields of every command's `--json` result.
+
+`docs/reference/json.md` is written from this table, and the tests compare it with what
+the commands print. Fields may be added in any version: readers ignore what they don't
+know. A field is removed or changed only with a new major version.
+
+A path names a field below `data`; `[]` goes into a list, `*` stands for any name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["RESULTS", "undocumented"]
+
+_MADE = (
+    ("node", "name of the node"),
+    ("home", "its folder"),
+    ("ca_fingerprint", "SHA-256 of the CA's certificate, hexadecimal"),
+    ("token", "text of the new admin token, this once; null when nothing was made"),
+)
+_PLAN = (
+    ("digest", "SHA-256 of the written text"),
+    ("changes", "what differs, a list"),
+    ("changes[].path", "key"),
+    ("changes[].kind", "added, removed or changed"),
+    ("changes[].old", "value that runs, null for none"),
+    ("changes[].new", "value that is written, null for none"),
+    *(
+        (f"{key}{field}", text)
+        for key, what in (
+            ("added", "ends that are new"),
+            ("removed", "ends that end"),
+            ("restarts", "ends that begin anew"),
+        )
+        for field, text in (
+            ("", f"{what}, a list"),
+            ("[].group", "group"),
+            ("[].backup", "backup of the stream"),
+            ("[].end", "source, receive or apply"),
+        )
+    ),
+    ("refused", "why it can't be deployed now, a list of texts"),
+    ("notes", "what else has to be done, a list of texts"),
+    ("running", "digest of what runs here, empty for nothing (plans only)"),
+    ("nodes", "the nodes that were asked, by name"),
+    ("nodes.*.version", "version of the node's agent"),
+    ("nodes.*.current", "true when it already runs the written text"),
+)
+_FINDINGS = (
+    ("findings", "answers of the check, a list"),
+    ("findings[].backup", "backup of the stream"),
+    ("findings[].severity", "refused, warning, change or ok"),
+    ("findings[].object", "what it is about, such as public.orders"),
+    ("findings[].code", "stable word"),
+    ("findings[].message", "what was found"),
+    ("findings[].hint", "what to do, may be empty"),
+    ("findings[].context", "more, by name; depends on the code"),
+)
+_LAG = (("p50", "median"), ("p99", "99th percentile"), ("max", "greatest"), ("samples", "commits measured"))
+_STAGES = ("captured", "hardened", "applied", "released")
+_STATES = "starting, seeding, running, waiting, pausing (starts again soon), stopped, failed, unknown"
+_STREAM = (
+    ("backup", "node that holds the copy"),
+    ("state", "that of its worst end"),
+    ("link", "up, down or unknown"),
+    ("mode", "async; sync while commits wait for the backup; sync:STATE while they don't"),
+    ("nodes", "node of each end, by source, receive, apply"),
+    ("positions", "how far each stage is"),
+    *((f"positions.{stage}", "epoch/seq, or null") for stage in _STAGES),
+    ("rpo_s", "age of the oldest commit that is not hardened on the backup, seconds; null: unknown"),
+    ("rpo", "seconds from commit to hardened"),
+    *((f"rpo.{key}", text) for key, text in _LAG),
+    ("apply_lag_s", "age of the oldest hardened commit that is not applied, seconds; null: unknown"),
+    ("apply_lag", "seconds from commit to applied"),
+    *((f"apply_lag.{key}", text) for key, text in _LAG),
+    ("seed", "the first copy: phase, rows, rows_total, bytes, bytes_total, started_ns, tables_done, "
+     "tables_total, eta_s; null before it"),
+    ("ends", "each end's own report, by source, receive, apply"),
+    ("ends.*.state", _STATES),
+    ("ends.*.error", "code, message, hint, retryable, exit_code, context; or null"),
+    ("ends.*.supervisor", "what the agent sees: running, pausing, stopped or failed"),
+    ("ends.*.restarts", "times the agent started it anew"),
+    ("ends.*.pid", "its process"),
+    ("ends.*.detail", "a sentence"),
+)  # fmt: skip
+_GROUP = (
+    ("group", "name"),
+    ("kind", "what is replicated"),
+    ("primary", "node that holds the original"),
+    ("backups", "nodes that hold a copy"),
+    ("delivery", "async or sync"),
+    ("desired", "running, stopped, or new when it was never started"),
+    ("state", "that of its worst stream"),
+)
+_TREE = (
+    *_GROUP,
+    ("capture_on", "node that captures"),
+    ("node", "node that answered"),
+    ("streams", "one for each backup"),
+    *((f"streams[].{key}", text) for key, text in _STREAM),
+)
+
+
+def _listed(fields: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((f"[].{key}", text) for key, text in fields)
+
+
+def _done(*words: str) -> tuple[tuple[str, str], ...]:
+    return (("group", "name"), ("result", " or ".join(words)))
+
+
+RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "init": (("result", "initialised or already_initialised"), *_MADE),
+    "join": (("result", "joined or already_joined"), *_MADE, ("table", "the node's table for castling.toml")),
+    "invite": (
+        ("node", "name of the invited node"),
+        ("token", "what it joins with, once"),
+        ("expires_ns", "until when, nanoseconds since 1970"),
+    ),
+    "agent": (),
+    "token create": (
+        ("id", "by which it is revoked"),
+        ("name", "whose"),
+        ("role", "role"),
+        ("token", "text, this once"),
+    ),
+    "token list": _listed(
+        (
+            ("id", "by which it is revoked"),
+            ("name", "whose"),
+            ("role", "role"),
+            ("created_ns", "nanoseconds since 1970"),
+            ("revoked_ns", "nanoseconds since 1970, or null"),
+        )
+    ),
+    "token revoke": (("id", "the token's id"), ("result", "revoked or already_revoked")),
+    "node list": _listed(
+        (
+            ("node", "name"),
+            ("api", "address of its agent"),
+            ("link", "where it receives records"),
+            ("deployed", "true when it is in the deployed configuration"),
+            ("here", "true for the node that answered"),
+        )
+    ),
+    "deploy": (("result", "deployed, already_deployed or planned"), *_PLAN),
+    "check": (
+        ("group", "name"),
+        ("node", "node that looked"),
+        ("refused", "number of findings that refuse the start"),
+        *_FINDINGS,
+    ),
+    "group list": _listed(_GROUP),
+    "group start": (
+        *_done("started", "already_running"),
+        ("node", "node that ran the check"),
+        ("refused", "always 0: a refusal is an error"),
+        *_FINDINGS,
+    ),
+    "group stop": _done("stopped", "already_stopped"),
+    "group remove": _done("removed", "already_removed"),
+    "group status": (*_TREE, ("[]", "without a name: a list of the above")),
+    "group watch": (("[]", "one line per look: a list as of group status"),),
+    "journal inspect": (
+        ("[]", "one for each journal found"),
+        ("[].folder", "its folder"),
+        ("[].*", "what it holds"),
+    ),
+    "diagnose": (("file", "what was written"), ("bytes", "its size"), ("parts", "names of its parts")),
+    "demo": (),
+    "version": (("version", "of this program"),),
+}
+#: below these everything may stand: they belong to a kind, an end or a journal
+_OPEN = (
+    "findings[].context",
+    "streams[].ends.*",
+    "streams[].seed",
+    "streams[].nodes",
+    "[].*",
+)
+
+
+def undocumented(command: str, data: Any) -> list[str]:
+    """Fields in a result that the table does not know."""
+    known = {path for path, _ in RESULTS[command]}
+    known |= {path.removeprefix("[].") for path in known}
+    return sorted(set(_unknown(data, "", known)))
+
+
+def _unknown(value: Any, path: str, known: set[str]) -> list[str]:
+    if isinstance(value, list):
+        inner = f"{path}[]" if path else ""
+        return [each for item in value for each in _unknown(item, inner, known)]
+    if not isinstance(value, dict) or path in _OPEN:
+        return []
+    found = []
+    for key, item in value.items():
+        dot = f"{path}." if path else ""
+        here = f"{dot}{key}" if f"{dot}{key}" in known else f"{dot}*"
+        below_star = any(name.startswith(f"{dot}*") for name in known)
+        if here not in known and not (here.endswith("*") and below_star):
+            found.append(f"{dot}{key}")
+        else:
+            found += _unknown(item, here, known)
+    return found
