@@ -18,6 +18,9 @@ from castling.errors import CastlingError
 __all__ = ["Result", "ask", "columns", "say", "show", "show_error"]
 
 
+WIDTH = 80
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """`data`: the documented JSON; `text`: the same for people; `exit_code`: 3 when something was found."""
@@ -61,11 +64,12 @@ def ask(question: str) -> bool:
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table: as wide as its content, two blanks between, nothing after the last column."""
+    """A table: as wide as its content, two blanks between (one where that keeps it to the width)."""
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
+    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        gap.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
 

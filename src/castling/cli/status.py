@@ -10,7 +10,7 @@ from typing import Any
 
 from castling.cli.output import columns
 
-__all__ = ["bytes_text", "details", "one_line", "seconds_text", "table"]
+__all__ = ["HEAD", "bytes_text", "details", "one_line", "seconds_text", "table"]
 
 Json = dict[str, Any]
 HEAD = ("GROUP", "KIND", "ROLE", "LINK", "MODE", "CAPTURED", "HARDENED", "APPLIED", "LAG", "STATE")
