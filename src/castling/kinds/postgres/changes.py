@@ -1,0 +1,247 @@
+"""Net changes: what a run of source changes comes to, table by table. Pure.
+
+A run of transactions that is applied as one needs only its outcome: of ten updates of a
+row the last image, of an insert and its delete nothing. What comes out is a list of steps
+for the target, so ordered that every table sees its own changes in a legal order. Tables
+need no order among each other, because the target checks neither foreign keys nor
+triggers while it applies.
+
+Three things can't be said as a set and become row steps in their place: changes of a table
+without a key, a key change that leaves a TOASTed value behind, and anything that would be
+impossible in a faithful history. TRUNCATE is a step of its own for all its tables.
+
+Keys are compared by the bytes that were sent. That is exact: the server sends the old
+key whenever the bytes of a key change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from castling.kinds.postgres.messages import Fields, Relation, Row
+
+__all__ = [
+    "Change",
+    "Delete",
+    "Insert",
+    "NetStep",
+    "RowStep",
+    "Step",
+    "Truncate",
+    "TruncateStep",
+    "Update",
+    "coalesce",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    relation: Relation
+    new: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """`old`: the old key (or the whole old row under REPLICA IDENTITY FULL) if the server sent it."""
+
+    relation: Relation
+    new: Row
+    old: Row | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    relation: Relation
+    old: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    relations: tuple[Relation, ...]
+    cascade: bool
+    restart_identity: bool
+
+
+Change = Insert | Update | Delete | Truncate
+
+
+@dataclass(slots=True)
+class NetStep:
+    """What a keyed table comes to: apply deletes, then updates, then inserts.
+
+    `deletes`: key fields. `updates`: rows by which columns were sent; a row's unsent fields
+    are None. Rows of `inserts` are whole.
+    """
+
+    relation: Relation
+    deletes: list[Row] = field(default_factory=list)
+    updates: list[Row] = field(default_factory=list)
+    inserts: list[Row] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class RowStep:
+    """Changes of one table to make one by one, in order."""
+
+    relation: Relation
+    changes: list[Insert | Update | Delete] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class TruncateStep:
+    truncate: Truncate
+
+
+Step = NetStep | RowStep | TruncateStep
+
+
+def coalesce(changes: Iterable[Change]) -> list[Step]:
+    """The steps that take a target from before `changes` to after them."""
+    tables: dict[int, _Table] = {}
+    steps: list[Step] = []
+    for change in changes:
+        if isinstance(change, Truncate):
+            for table in tables.values():
+                steps.extend(table.steps())
+            tables.clear()
+            steps.append(TruncateStep(change))
+            continue
+        relation = change.relation
+        found = tables.get(relation.oid)
+        if found is None or (found.relation is not relation and found.relation != relation):
+            if found is not None:  # the table has another shape from here on
+                steps.extend(found.steps())
+            found = tables[relation.oid] = _Table(relation)
+        found.add(change)
+    for table in tables.values():
+        steps.extend(table.steps())
+    return steps
+
+
+def _key_of(fields: Fields, keys: tuple[int, ...]) -> bytes:
+    return b"".join([fields[index] or b"" for index in keys])
+
+
+def _merged(new: Row, before: Row | None) -> Row:
+    """`new` with the fields that were not sent taken from the image before it."""
+    if before is None or None not in new.fields:
+        return new
+    fields = list(new.fields)
+    text = new.text
+    for index, value in enumerate(fields):
+        if value is None:
+            fields[index] = before.fields[index]
+            text |= before.text & (1 << index)
+    return Row(fields, text)
+
+
+class _Table:
+    """Collects one table's changes: the open net step, and the steps closed before it."""
+
+    def __init__(self, relation: Relation) -> None:
+        self.relation = relation
+        self._keys = relation.keys
+        self._done: list[Step] = []
+        self._deletes: dict[bytes, Row] = {}
+        self._updates: dict[bytes, Row] = {}
+        self._inserts: dict[bytes, Row] = {}
+        self._keyless: list[Row] = []
+
+    def steps(self) -> list[Step]:
+        self._close()
+        return self._done
+
+    def _close(self) -> None:
+        if self._deletes or self._updates or self._inserts or self._keyless:
+            self._done.append(
+                NetStep(
+                    self.relation,
+                    list(self._deletes.values()),
+                    list(self._updates.values()),
+                    [*self._inserts.values(), *self._keyless],
+                )
+            )
+            self._deletes, self._updates, self._inserts, self._keyless = {}, {}, {}, []
+
+    def _row_by_row(self, change: Insert | Update | Delete) -> None:
+        self._close()
+        if self._done and isinstance(last := self._done[-1], RowStep):
+            last.changes.append(change)
+        else:
+            self._done.append(RowStep(self.relation, [change]))
+
+    def add(self, change: Insert | Update | Delete) -> None:
+        if isinstance(change, Insert):
+            self._insert(change)
+        elif not self._keys:
+            self._row_by_row(change)
+        elif isinstance(change, Update):
+            self._update(change)
+        else:
+            self._delete(change)
+
+    def _insert(self, change: Insert) -> None:
+        if not self._keys:
+            self._keyless.append(change.new)
+            return
+        key = _key_of(change.new.fields, self._keys)
+        if key in self._inserts or key in self._updates:
+            self._row_by_row(change)
+        else:
+            self._inserts[key] = change.new
+
+    def _update(self, change: Update) -> None:
+        change = self._with_key(change)
+        key = _key_of(change.new.fields, self._keys)
+        if change.old is not None:
+            old_key = _key_of(change.old.fields, self._keys)
+            if old_key != key:
+                self._change_key(change, old_key, key)
+                return
+        if key in self._inserts:
+            self._inserts[key] = _merged(change.new, self._inserts[key])
+        elif key in self._deletes:
+            self._row_by_row(change)
+        else:
+            self._updates[key] = _merged(change.new, self._updates.get(key))
+
+    def _with_key(self, change: Update) -> Update:
+        """A key long enough to be TOASTed is left out of the new row when it did not change; the server
+        then sends the old key."""
+        if all(change.new.fields[index] is not None for index in self._keys):
+            return change
+        assert change.old is not None, "an update without its key"
+        fields, text = list(change.new.fields), change.new.text
+        for index in self._keys:
+            if fields[index] is None:
+                fields[index] = change.old.fields[index]
+                text |= change.old.text & (1 << index)
+        return Update(change.relation, Row(fields, text), change.old)
+
+    def _change_key(self, change: Update, old_key: bytes, key: bytes) -> None:
+        """A key change is a delete of the old row and an insert of the whole new one."""
+        assert change.old is not None
+        inserted = self._inserts.get(old_key)
+        new = _merged(change.new, inserted or self._updates.get(old_key))
+        taken = key in self._inserts or key in self._updates
+        gone = inserted is None and old_key in self._deletes
+        if None in new.fields or taken or gone:
+            self._row_by_row(change)
+            return
+        if inserted is not None:
+            del self._inserts[old_key]
+        else:
+            self._updates.pop(old_key, None)
+            self._deletes[old_key] = change.old
+        self._inserts[key] = new
+
+    def _delete(self, change: Delete) -> None:
+        key = _key_of(change.old.fields, self._keys)
+        if key in self._inserts:
+            del self._inserts[key]
+        elif key in self._deletes:
+            self._row_by_row(change)
+        else:
+            self._updates.pop(key, None)
+            self._deletes[key] = change.old

@@ -1,0 +1,163 @@
+"""Records of a PostgreSQL stream back into transactions. Pure.
+
+See docs/formats/postgres-stream.md: a DATA record's payload is pgoutput messages, each
+behind its length; a SESSION record begins a new conversation with the server, in which
+every table is described anew and a transaction that was under way is sent again in full.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from castling.errors import DecodeError
+from castling.journal.record import Position, Record, RecordType
+from castling.kinds.base import Abandon, Commit, Piece
+from castling.kinds.postgres.changes import Change, Delete, Insert, Truncate, Update
+from castling.kinds.postgres.messages import Relation, Row, frames, parse_relation, parse_row, unix_ns
+
+__all__ = ["PostgresDecoder"]
+
+_BEGIN = struct.Struct(">cQqI")  # final lsn, commit time, xid
+_COMMIT = struct.Struct(">cBQQq")  # flags, commit lsn, end lsn, commit time
+_ROW = struct.Struct(">cI")
+_OLD = struct.Struct(">cIc")
+_TRUNCATE = struct.Struct(">cIB")
+_OID = struct.Struct(">I")
+#: what a change costs in memory beside its bytes, about
+_OVERHEAD = 300
+
+
+class PostgresDecoder:
+    """Implements `kinds.base.Decoder`. `piece_bytes`: a transaction larger than this comes in parts."""
+
+    def __init__(self, *, piece_bytes: int = 8 << 20) -> None:
+        self._piece_bytes = piece_bytes
+        self._relations: dict[int, Relation] = {}
+        self._changes: list[Change] = []
+        self._size = 0
+        #: final LSN of the open transaction; None between transactions
+        self._open: int | None = None
+        self._handed_out = False
+
+    def feed(self, record: Record) -> Iterator[Piece | Abandon]:
+        if record.type is RecordType.SESSION:
+            if self._handed_out:
+                yield Abandon()
+            self.__init__(piece_bytes=self._piece_bytes)  # type: ignore[misc]  # a new conversation
+        elif record.type is RecordType.DATA:
+            for message in frames(record.payload):
+                piece = self._message(message, record.position)
+                if piece is not None:
+                    yield piece
+
+    def _message(self, message: bytes, position: Position) -> Piece | None:
+        kind = message[0]
+        if kind == 0x49:  # I
+            self._add(self._insert(message), len(message))
+        elif kind == 0x55:  # U
+            self._add(self._update(message), len(message))
+        elif kind == 0x44:  # D
+            self._add(self._delete(message), len(message))
+        elif kind == 0x42:  # B
+            self._begin(message)
+        elif kind == 0x43:  # C
+            return self._commit(message, position)
+        elif kind == 0x52:  # R
+            relation = parse_relation(message)
+            self._relations[relation.oid] = relation
+        elif kind == 0x54:  # T
+            self._add(self._truncate(message), len(message))
+        elif kind not in b"YOM":  # type names, origins, logical messages: nothing to apply
+            raise DecodeError(f"a message of unknown kind {kind:#x}")
+        if self._size >= self._piece_bytes and self._open is not None:
+            return self._part()
+        return None
+
+    # --- transactions -------------------------------------------------------------------------
+
+    def _begin(self, message: bytes) -> None:
+        if self._open is not None:
+            raise DecodeError("a transaction begins inside another")
+        if len(message) != _BEGIN.size:
+            raise DecodeError("a Begin message has the wrong length")
+        self._open = _BEGIN.unpack(message)[1]
+
+    def _commit(self, message: bytes, position: Position) -> Piece:
+        if self._open is None or len(message) != _COMMIT.size:
+            raise DecodeError("a Commit message comes outside a transaction or is garbled")
+        _, _, commit_lsn, end_lsn, time = _COMMIT.unpack(message)
+        if commit_lsn != self._open:
+            raise DecodeError("a Commit message does not belong to the transaction that was begun")
+        piece = Piece(self._changes, self._size, Commit(end_lsn, unix_ns(time), position), self._open)
+        self._changes, self._size, self._open, self._handed_out = [], 0, None, False
+        return piece
+
+    def _part(self) -> Piece:
+        assert self._open is not None
+        piece = Piece(self._changes, self._size, None, self._open)
+        self._changes, self._size, self._handed_out = [], 0, True
+        return piece
+
+    def _add(self, change: Change, size: int) -> None:
+        if self._open is None:
+            raise DecodeError("a change comes outside a transaction")
+        self._changes.append(change)
+        self._size += size + _OVERHEAD
+
+    # --- changes ------------------------------------------------------------------------------
+
+    def _relation(self, oid: int) -> Relation:
+        found = self._relations.get(oid)
+        if found is None:
+            raise DecodeError(f"a change of table {oid} comes before its description")
+        return found
+
+    def _row(self, message: bytes, at: int, relation: Relation, *, last: bool) -> tuple[Row, int]:
+        row, end = parse_row(message, at)
+        if len(row.fields) != len(relation.columns):
+            raise DecodeError(f"a row of {relation} has {len(row.fields)} columns")
+        if last and end != len(message):
+            raise DecodeError(f"a change of {relation} is longer than its row")
+        return row, end
+
+    def _insert(self, message: bytes) -> Insert:
+        _, oid, marker = self._head(message)
+        relation = self._relation(oid)
+        if marker != b"N":
+            raise DecodeError("an Insert message without a new row")
+        return Insert(relation, self._row(message, 6, relation, last=True)[0])
+
+    def _update(self, message: bytes) -> Update:
+        _, oid, marker = self._head(message)
+        relation = self._relation(oid)
+        old, at = None, 6
+        if marker in (b"K", b"O"):
+            old, at = self._row(message, at, relation, last=False)
+            marker, at = message[at : at + 1], at + 1
+        if marker != b"N":
+            raise DecodeError("an Update message without a new row")
+        return Update(relation, self._row(message, at, relation, last=True)[0], old)
+
+    def _delete(self, message: bytes) -> Delete:
+        _, oid, marker = self._head(message)
+        relation = self._relation(oid)
+        if marker not in (b"K", b"O"):
+            raise DecodeError("a Delete message without an old row")
+        return Delete(relation, self._row(message, 6, relation, last=True)[0])
+
+    @staticmethod
+    def _head(message: bytes) -> tuple[bytes, int, bytes]:
+        if len(message) < _OLD.size:
+            raise DecodeError("a change is cut off")
+        kind, oid, marker = _OLD.unpack_from(message)
+        return kind, oid, marker
+
+    def _truncate(self, message: bytes) -> Truncate:
+        if len(message) < _TRUNCATE.size:
+            raise DecodeError("a Truncate message is cut off")
+        _, count, options = _TRUNCATE.unpack_from(message)
+        if len(message) != _TRUNCATE.size + count * _OID.size:
+            raise DecodeError("a Truncate message has the wrong length")
+        oids = (found[0] for found in _OID.iter_unpack(message[_TRUNCATE.size :]))
+        return Truncate(tuple(self._relation(oid) for oid in oids), bool(options & 1), bool(options & 2))

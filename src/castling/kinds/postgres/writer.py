@@ -1,0 +1,294 @@
+"""Writes steps into the target's open transaction: as sets, or one row at a time.
+
+The set form is the fast one: rows are copied as bytes, straight into the table where it
+only gains rows, else into a staging table from which one statement per operation does the
+rest. It counts what it touched. A count that is off, or a constraint that objects, does not
+mean that the target is wrong (two rows that swap a unique value object in set form), so the
+caller then rolls back to where the set began and replays the changes one by one, in the
+source's order: that is the truth, and what fails there is a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import psycopg
+from psycopg import AsyncConnection, pq
+from psycopg.abc import Buffer
+from psycopg.adapt import AdaptersMap, Dumper
+
+from castling.errors import TargetDiverged
+from castling.kinds.postgres.changes import Change, Delete, Insert, NetStep, RowStep, Step, Truncate, Update
+from castling.kinds.postgres.mapping import Mapping
+from castling.kinds.postgres.messages import Fields, Relation, Row
+from castling.kinds.postgres.statements import (
+    COPY_END,
+    COPY_START,
+    Shape,
+    TargetTable,
+    copy_rows,
+    copy_table,
+    create_stage,
+    delete_from_stage,
+    delete_row,
+    insert_from_stage,
+    insert_row,
+    shape_of,
+    truncate,
+    update_from_stage,
+    update_row,
+)
+
+__all__ = ["NotExact", "Writer", "register_fields"]
+
+#: rows copied with one write to the connection
+_COPY_ROWS = 2000
+
+
+class NotExact(Exception):
+    """The set form did not touch the rows it should have; the changes must be replayed one by one."""
+
+
+class _Binary(bytes):
+    """A value in its type's binary form."""
+
+
+class _Text(bytes):
+    """A value in its type's text form."""
+
+
+class _BinaryDumper(Dumper):
+    format = pq.Format.BINARY
+
+    def dump(self, obj: bytes) -> Buffer | None:
+        return bytes(obj)
+
+
+class _TextDumper(Dumper):
+    format = pq.Format.TEXT
+
+    def dump(self, obj: bytes) -> Buffer | None:
+        return bytes(obj)
+
+
+def register_fields(adapters: AdaptersMap) -> None:
+    """Let a connection pass fields on as they are; their type is that of the cast around them."""
+    adapters.register_dumper(_Binary, _BinaryDumper)
+    adapters.register_dumper(_Text, _TextDumper)
+
+
+def _parameters(row: Row, indexes: Iterable[int]) -> list[bytes | None]:
+    """Fields as statement parameters."""
+    found: list[bytes | None] = []
+    for index in indexes:
+        value = row.fields[index]
+        assert value is not None, "a field that was not sent can't be a parameter"
+        if value[:4] == b"\xff\xff\xff\xff":
+            found.append(None)
+        else:
+            found.append((_Text if row.text >> index & 1 else _Binary)(value[4:]))
+    return found
+
+
+def _by_shape(relation: Relation, rows: Iterable[Row]) -> dict[Shape, list[Fields]]:
+    whole = tuple(range(len(relation.columns)))
+    wholes: dict[int, Shape] = {}
+    found: dict[Shape, list[Fields]] = {}
+    for row in rows:
+        if None in row.fields:
+            shape = shape_of(relation, row.fields, row.text)
+        else:
+            shape = wholes.get(row.text) or wholes.setdefault(row.text, Shape(whole, row.text))
+        found.setdefault(shape, []).append(row.fields)
+    return found
+
+
+class Writer:
+    """Statements on one connection. Knows no transactions: its caller opens and ends them."""
+
+    def __init__(self, connection: AsyncConnection[tuple[object, ...]], mapping: Mapping) -> None:
+        self._connection = connection
+        self._mapping = mapping
+        self._stages: dict[tuple[str, Shape], str] = {}
+
+    def forget_stages(self) -> None:
+        """The transaction that made staging tables was rolled back."""
+        self._stages.clear()
+
+    # --- as sets ------------------------------------------------------------------------------
+
+    async def prepare(self, steps: Sequence[Step]) -> None:
+        """Look up every table and make the staging tables, outside of any savepoint."""
+        for step in steps:
+            if isinstance(step, NetStep):
+                table = await self._mapping.table(step.relation)
+                for rows in (step.deletes, step.updates, [row for row in step.inserts if row.text]):
+                    for shape in _by_shape(step.relation, self._keys_only(step, rows)):
+                        await self._stage(table, shape)
+            elif isinstance(step, RowStep):
+                await self._mapping.table(step.relation)
+            else:
+                for relation in step.truncate.relations:
+                    await self._mapping.table(relation)
+
+    @staticmethod
+    def _keys_only(step: NetStep, rows: list[Row]) -> list[Row]:
+        """A deleted row is told by its key; an old key tuple's other columns are NULL and say nothing."""
+        if rows is not step.deletes:
+            return rows
+        keys = step.relation.keys
+        count = len(step.relation.columns)
+        return [Row([row.fields[i] if i in keys else None for i in range(count)], row.text) for row in rows]
+
+    async def _stage(self, table: TargetTable, shape: Shape) -> str:
+        key = (str(table), shape)
+        name = self._stages.get(key)
+        if name is None:
+            name = f"castling_stage_{len(self._stages) + 1}"
+            await self._connection.execute(f"DROP TABLE IF EXISTS pg_temp.{name}".encode())
+            await self._connection.execute(create_stage(name, table, shape).encode())
+            self._stages[key] = name
+        return name
+
+    async def write_sets(self, steps: Sequence[Step]) -> None:
+        """Apply the steps in order. NotExact when a count is off; integrity errors as psycopg's own."""
+        for step in steps:
+            if isinstance(step, NetStep):
+                await self._write_net(step)
+            elif isinstance(step, RowStep):
+                for change in step.changes:
+                    await self.write_row(change)
+            else:
+                await self._truncate(step.truncate)
+
+    async def _write_net(self, step: NetStep) -> None:
+        table = await self._mapping.table(step.relation)
+        keys = step.relation.keys
+        for shape, rows in _by_shape(step.relation, self._keys_only(step, step.deletes)).items():
+            stage = await self._fill(table, shape, rows)
+            await self._run_staged(stage, delete_from_stage(stage, table, shape, keys), len(rows))
+        for shape, rows in _by_shape(step.relation, step.updates).items():
+            stage = await self._fill(table, shape, rows)
+            await self._run_staged(stage, update_from_stage(stage, table, shape, keys), len(rows))
+        for shape, rows in _by_shape(step.relation, step.inserts).items():
+            if shape.text:
+                stage = await self._fill(table, shape, rows)
+                await self._run_staged(stage, insert_from_stage(stage, table, shape), len(rows))
+            else:
+                await self._copy(copy_table(table, shape), shape, rows, len(table.columns))
+
+    async def _fill(self, table: TargetTable, shape: Shape, rows: list[Fields]) -> str:
+        stage = await self._stage(table, shape)
+        columns = ", ".join(f"c{index}" for index in shape.sent)
+        await self._copy(
+            f"COPY {stage} ({columns}) FROM STDIN (FORMAT binary)", shape, rows, len(table.columns)
+        )
+        return stage
+
+    async def _copy(self, statement: str, shape: Shape, rows: list[Fields], total: int) -> None:
+        async with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+            await copy.write(COPY_START)
+            for at in range(0, len(rows), _COPY_ROWS):
+                await copy.write(copy_rows(rows[at : at + _COPY_ROWS], shape.sent, total))
+            await copy.write(COPY_END)
+
+    async def _run_staged(self, stage: str, statement: str, expected: int) -> None:
+        cursor = await self._connection.execute(statement.encode())
+        if cursor.rowcount != expected:
+            raise NotExact
+        await self._connection.execute(f"TRUNCATE pg_temp.{stage}".encode())
+
+    async def _truncate(self, change: Truncate) -> None:
+        tables = [await self._mapping.table(relation) for relation in change.relations]
+        await self._connection.execute(truncate(tables, restart_identity=change.restart_identity).encode())
+
+    # --- row by row ---------------------------------------------------------------------------
+
+    async def write_row(self, change: Change) -> None:
+        """Apply one change. TargetDiverged when its row is not there, or is there already."""
+        if isinstance(change, Truncate):
+            await self._truncate(change)
+            return
+        table = await self._mapping.table(change.relation)
+        if isinstance(change, Insert):
+            shape = shape_of(change.relation, change.new.fields, change.new.text)
+            await self._one(change, table, insert_row(table, shape), _parameters(change.new, shape.sent))
+        elif isinstance(change, Delete):
+            old, keys = self._old(change.relation, change.old)
+            await self._one(
+                change, table, delete_row(table, old, keys), _parameters(change.old, keys or old.sent)
+            )
+        else:
+            await self._update_row(change, table)
+
+    async def _update_row(self, change: Update, table: TargetTable) -> None:
+        before = change.old or change.new
+        old, keys = self._old(change.relation, before)
+        new = shape_of(change.relation, change.new.fields, change.new.text)
+        statement, indexes = update_row(table, new, old, keys)
+        parameters = _parameters(change.new, indexes) + _parameters(before, keys or old.sent)
+        await self._one(change, table, statement, parameters)
+
+    @staticmethod
+    def _old(relation: Relation, row: Row) -> tuple[Shape, tuple[int, ...]]:
+        return shape_of(relation, row.fields, row.text), relation.keys
+
+    async def _one(
+        self, change: Change, table: TargetTable, statement: str, parameters: list[bytes | None]
+    ) -> None:
+        try:
+            cursor = await self._connection.execute(statement.encode(), parameters, prepare=True)
+        except psycopg.errors.IntegrityError as error:
+            raise TargetDiverged(
+                f"{table} on the target objects to a change of the source: {error.diag.message_primary}",
+                hint=_DIVERGED,
+                table=str(table),
+                key=_told_by(change),
+                sqlstate=error.sqlstate,
+                constraint=error.diag.constraint_name,
+            ) from error
+        if cursor.rowcount != 1:
+            raise TargetDiverged(
+                f"{table} on the target lacks a row that the source has changed ({_told_by(change)})",
+                hint=_DIVERGED,
+                table=str(table),
+                key=_told_by(change),
+                rows=cursor.rowcount,
+            )
+
+
+_DIVERGED = (
+    "something else has written to the target; compare the table on both sides, repair it, then start "
+    "the group again, or seed it anew"
+)
+
+
+def _told_by(change: Change) -> str:
+    """The key of a change, for people: names and values as they came (binary ones in hex)."""
+    assert not isinstance(change, Truncate)
+    row = change.new if isinstance(change, Insert) else change.old
+    if row is None:
+        assert isinstance(change, Update)
+        row = change.new
+    relation = change.relation
+    shown = []
+    for index in relation.keys or range(min(3, len(relation.columns))):
+        value = row.fields[index]
+        name = relation.columns[index].name
+        if value is None:
+            shown.append(f"{name} unchanged")
+        elif value[:4] == b"\xff\xff\xff\xff":
+            shown.append(f"{name} is null")
+        elif row.text >> index & 1:
+            shown.append(f"{name}={value[4:68].decode(errors='replace')}")
+        else:
+            shown.append(f"{name}={_readable(relation.columns[index].type_oid, value[4:68])}")
+    return ", ".join(shown)
+
+
+def _readable(type_oid: int, value: bytes) -> str:
+    if type_oid in (20, 21, 23):  # bigint, smallint, integer
+        return str(int.from_bytes(value, "big", signed=True))
+    if type_oid in (25, 1042, 1043):  # text, character, character varying
+        return value.decode(errors="replace")
+    return f"\\x{value.hex()}"
