@@ -136,6 +136,7 @@ class SourceEnd:
             self._settle(backoff)
             await self._sender.stream(self._feed, on_ack=self._on_ack)
         else:
+            await self._sender.close()  # beginning can take long: the source waits for old transactions
             await self._seed(backoff)
 
     def _settle(self, backoff: Backoff) -> None:
@@ -149,6 +150,7 @@ class SourceEnd:
         self.lag.forget()
         try:
             await self._seed_source.begin()
+            await self._sender.connect()
             call = await self._bulk_client.open()
             await call(BulkRequest("seed.begin").encode(), None)
             await self._feed.open(Tail())
