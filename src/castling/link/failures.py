@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from castling.errors import CastlingError, LinkError
 
 __all__ = ["first_failure"]
 
 
 def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """A mistake of ours before a typed error, a reason before the bare loss of the connection."""
+    """A mistake of ours before a typed error, a reason before the bare loss of the connection.
+
+    Raises CancelledError when the calling task itself was cancelled: a task group whose
+    tasks fail at that very moment tells only of them, and the cancellation would be lost.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
     found: list[BaseException] = []
     waiting: list[BaseException] = [group]
     while waiting:

@@ -139,6 +139,8 @@ class Receiver:
             await self._greet(channel, task)
         except CastlingError as error:
             await self._tell(channel, error)
+        except asyncio.CancelledError:
+            pass  # by us: superseded, or the receiver ends; there is nobody further out to tell
         except Exception as error:  # noqa: BLE001 - the task's outermost frame: `run` raises it
             self._fail(error)
         finally:
