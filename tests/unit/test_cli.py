@@ -322,9 +322,9 @@ def test_only_a_node_of_the_installation_is_believed(two: Two, run, tmp_path: Pa
     assert answer.code == 46 and answer.error["code"] == "link-foreign-certificate"
     home = Home(two.east)
     context = client_context(home.ca_cert, identify=node_tls(home).peer_node, expect="west")
-    with socket.create_connection(("127.0.0.1", two.ports[0])) as raw:
-        with pytest.raises(LinkForeign, match="node east answered where west was expected"):
-            context.wrap_socket(raw)
+    raw = socket.create_connection(("127.0.0.1", two.ports[0]))
+    with raw, pytest.raises(LinkForeign, match="node east answered where west was expected"):
+        context.wrap_socket(raw)
 
 
 def test_older_tls_is_refused(two: Two) -> None:
