@@ -20,10 +20,10 @@ from castling.host import Host, TlsContexts
 from castling.kinds.base import BulkCall
 from castling.link.channel import Channel
 from castling.link.codec import Packer
-from castling.link.failures import first_failure
 from castling.link.frames import DATA_MAX, FrameType, Purpose, Refusal, data_head, decode, decode_data, encode
 from castling.link.handshake import HelloInfo, dial
 from castling.link.pace import Pace
+from castling.link.together import run_together
 
 __all__ = ["BulkClient", "BulkHandler", "serve_bulk"]
 
@@ -90,23 +90,22 @@ class _BulkConnection:
         assert self._answer is None, "a bulk connection serves one call at a time"
         if self._life.done():
             raise self._lost()
-        self._answer = asyncio.get_running_loop().create_future()
+        answer = self._answer = asyncio.get_running_loop().create_future()
+        whole = False
         try:
-            await self._send(meta, body, self._answer)
-            return await self._answer
-        except BaseException:
-            if not self._answer.done() or self._answer.cancelled():  # the far side still waits for the rest
-                self._channel.close()
-            else:
-                self._answer.exception()
-            raise
+            await self._send(meta, body, answer)
+            whole = True
+            return await answer
         finally:
             self._answer = None
+            if not whole or answer.cancelled():  # the far side waits for the rest, or works for nobody
+                answer.cancel()
+                self._channel.close()
 
     async def _send(
         self, meta: bytes, body: AsyncIterator[bytes] | None, answer: asyncio.Future[bytes]
     ) -> None:
-        await self._channel.write(FrameType.CALL, meta)
+        await self._write(FrameType.CALL, meta)
         if body is not None:
             async for chunk in body:
                 for at in range(0, len(chunk), DATA_MAX):
@@ -115,19 +114,25 @@ class _BulkConnection:
                     await self._send_chunk(chunk[at : at + DATA_MAX])
                 if answer.done():  # refused before the end: the rest would be thrown away
                     break
-        await self._channel.write(FrameType.END)
+        await self._write(FrameType.END)
 
     async def _send_chunk(self, chunk: bytes) -> None:
         codec, packed = self._packer.pack(chunk)
-        await self._channel.write(FrameType.DATA, data_head(chunk, codec), packed)
+        await self._write(FrameType.DATA, data_head(chunk, codec), packed)
+
+    async def _write(self, type: FrameType, *parts: bytes) -> None:
+        try:
+            await self._channel.write(type, *parts)
+        except LinkError:
+            self._channel.close()
+            await asyncio.wait((self._life,))
+            raise self._lost() from None  # why it broke, if the other side has told
 
     async def _live(self) -> None:
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._listen())
-                tasks.create_task(self._channel.beat())
-        except BaseExceptionGroup as group:
-            self._error = first_failure(group)
+            await run_together(self._listen(), self._channel.beat())
+        except CastlingError as error:
+            self._error = error
         finally:
             self._channel.close()
             if self._answer is not None and not self._answer.done():
@@ -149,6 +154,8 @@ class _BulkConnection:
     async def close(self) -> None:
         self._life.cancel()
         await asyncio.wait((self._life,))
+        if not self._life.cancelled() and (mistake := self._life.exception()) is not None:
+            raise mistake
 
 
 # --- the listening side -----------------------------------------------------------------------
@@ -160,13 +167,8 @@ async def serve_bulk(channel: Channel, handler: BulkHandler) -> None:
     A CastlingError of the handler is the caller's answer; any other is a mistake of ours
     and is raised.
     """
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(channel.beat())
-            tasks.create_task(_Calls(channel, handler, tasks).run())
-    except BaseExceptionGroup as group:
-        failure = first_failure(group)
-        raise failure from failure.__cause__
+    calls = _Calls(channel, handler)
+    await run_together(channel.beat(), calls.read(), calls.answer())
 
 
 class _Body:
@@ -209,13 +211,14 @@ class _Calls:
     """Reads the calls of one connection. The handler runs beside the reading, so that a caller that
     goes away is noticed, and its handler cancelled, however long that takes."""
 
-    def __init__(self, channel: Channel, handler: BulkHandler, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, channel: Channel, handler: BulkHandler) -> None:
         self._channel = channel
         self._handler = handler
-        self._tasks = tasks
+        self._next: asyncio.Queue[tuple[bytes, _Body]] = asyncio.Queue(1)
         self._busy = False
 
-    async def run(self) -> None:
+    async def read(self) -> None:
+        """Take in calls and their bodies until the connection ends."""
         while True:
             type, meta = await self._channel.read(FrameType.CALL, FrameType.BYE)
             if type is FrameType.BYE:
@@ -224,7 +227,7 @@ class _Calls:
                 raise LinkProtocol("a CALL came before the answer to the one before")
             self._busy = True
             body = _Body()
-            self._tasks.create_task(self._answer(meta, body))
+            self._next.put_nowait((meta, body))
             await self._read_body(body)
 
     async def _read_body(self, body: _Body) -> None:
@@ -234,6 +237,11 @@ class _Calls:
                 await body.put(None)
                 return
             await body.put(decode_data(data))
+
+    async def answer(self) -> None:
+        """Work on one call after the other."""
+        while True:
+            await self._answer(*await self._next.get())
 
     async def _answer(self, meta: bytes, body: _Body) -> None:
         try:

@@ -21,8 +21,8 @@ from castling.journal.journal import Journal
 from castling.journal.marks import Mark
 from castling.journal.record import Position, Tail
 from castling.link.channel import BEAT_S, Channel
-from castling.link.failures import first_failure
 from castling.link.frames import AckBody, Batch, FrameType, Hello, Spot, decode_batch, encode
+from castling.link.together import run_together
 
 __all__ = ["UNHARDENED_MAX", "Hardening", "Intake"]
 
@@ -130,13 +130,7 @@ class Intake:
         """Receive until the stream ends. Raises why: LinkError when the other side went away."""
         self._hardening.listen(self._on_hardened)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._channel.beat())
-                tasks.create_task(self._acknowledge())
-                tasks.create_task(self._receive())
-        except BaseExceptionGroup as group:
-            failure = first_failure(group)
-            raise failure from failure.__cause__
+            await run_together(self._channel.beat(), self._acknowledge(), self._receive())
         finally:
             self._hardening.unlisten(self._on_hardened)
 

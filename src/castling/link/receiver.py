@@ -23,10 +23,10 @@ from castling.journal.marks import Mark
 from castling.journal.record import Tail
 from castling.link.bulk import BulkHandler, serve_bulk
 from castling.link.channel import Channel
-from castling.link.failures import first_failure
 from castling.link.frames import FrameType, Hello, Purpose, decode, encode
 from castling.link.handshake import HELLO_WITHIN_S, verify, welcome
 from castling.link.intake import Hardening, Intake
+from castling.link.together import run_together
 from castling.observe import Throughput
 
 __all__ = ["Receiver"]
@@ -100,12 +100,7 @@ class Receiver:
         listener = await self._open()
         self.address = listener.address
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._hardening.run())
-                tasks.create_task(self._watch(self._failure))
-        except BaseExceptionGroup as group:
-            failure = first_failure(group)
-            raise failure from failure.__cause__
+            await run_together(self._hardening.run(), self._watch(self._failure))
         finally:
             self.address = None
             await listener.close()

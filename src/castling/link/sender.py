@@ -24,11 +24,11 @@ from castling.journal.record import Position, Tail
 from castling.link.bulk import BulkClient
 from castling.link.channel import Channel, Clocks
 from castling.link.codec import Packer
-from castling.link.failures import first_failure
 from castling.link.feed import Feed, Run
 from castling.link.frames import AckBody, FrameType, Purpose, batch_head, decode
 from castling.link.handshake import HelloInfo, Welcome, dial
 from castling.link.pace import Pace
+from castling.link.together import run_together
 
 __all__ = ["Ack", "BulkClient", "HelloInfo", "Sender", "Welcome"]
 
@@ -109,15 +109,10 @@ class Sender:
         if channel is None:
             raise LinkError(f"{self._address} is not connected")
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._send(channel, feed))
-                tasks.create_task(self._listen(channel, feed, on_ack))
-                tasks.create_task(channel.beat())
-        except BaseExceptionGroup as group:
-            failure = first_failure(group)
-            if isinstance(failure, CastlingError):
-                self._error = failure
-            raise failure from failure.__cause__
+            await run_together(self._send(channel, feed), self._listen(channel, feed, on_ack), channel.beat())
+        except CastlingError as error:
+            self._error = error
+            raise
         finally:
             self._drop()
 
