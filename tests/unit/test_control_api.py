@@ -78,11 +78,12 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         def reach(name: str, address: str) -> Any:
             raise AgentUnreachable(f"{name} is not part of this test")
 
+        changing = asyncio.Lock()
         services = Services(
             local=local,
             store=store,
-            groups=Groups(local, reach),
-            deployment=Deployment(local, store, reach),
+            groups=Groups(local, reach, changing),
+            deployment=Deployment(local, store, reach, changing),
             membership=Membership(home, local, store, lambda: "127.0.0.1:7430", time.time_ns),
         )
         task = asyncio.create_task(supervisor.run([]))

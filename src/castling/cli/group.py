@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.live import Live
@@ -160,13 +161,11 @@ def _look(session: Session, group: str | None) -> str:
 
 
 def _watch_lines(session: Session, group: str | None, interval: float) -> None:
-    from msgspec import json
-
     before: list[str] = []
     while True:
         if session.json:
             trees = _trees(session, group)
-            sys.stdout.write(json.encode({"ok": True, "data": trees}).decode() + "\n")
+            sys.stdout.write(msgspec.json.encode({"ok": True, "data": trees}).decode() + "\n")
         else:
             try:
                 lines = [line for tree in _trees(session, group) for line in one_line(tree)]

@@ -154,7 +154,7 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
     "group list": _listed(_GROUP),
     "group start": (
         *_done("started", "already_running"),
-        ("node", "node that ran the check"),
+        ("node", "node that ran the check; empty where it already ran"),
         ("refused", "always 0: a refusal is an error"),
         *_FINDINGS,
     ),

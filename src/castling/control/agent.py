@@ -81,11 +81,12 @@ def _services(home: Home, store: Store, local: LocalNode) -> Services:
     def reach(name: str, address: str) -> Node:
         return RemoteNode(name, address, _peer_context(home, name))
 
+    changing = asyncio.Lock()
     return Services(
         local=local,
         store=store,
-        groups=Groups(local, reach),
-        deployment=Deployment(local, store, reach),
+        groups=Groups(local, reach, changing),
+        deployment=Deployment(local, store, reach, changing),
         membership=Membership(home, local, store, lambda: own_address(home, local), time.time_ns),
     )
 

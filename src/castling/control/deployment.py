@@ -7,6 +7,7 @@ two is named, and deploying again completes it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -31,10 +32,11 @@ Reach = Callable[[str, str], Node]
 class Deployment:
     """The use-cases around deployed settings."""
 
-    def __init__(self, local: LocalNode, store: Store, reach: Reach) -> None:
+    def __init__(self, local: LocalNode, store: Store, reach: Reach, changing: asyncio.Lock) -> None:
         self._local = local
         self._store = store
         self._reach = reach
+        self._changing = changing
 
     def current(self) -> Json:
         """What is deployed: its text, digest and version."""
@@ -54,6 +56,10 @@ class Deployment:
 
     async def deploy(self, text: str, caller: Caller, expect: str | None) -> Json:
         """Make `text` run everywhere. `expect`: digest of what ran when the plan was shown."""
+        async with self._changing:
+            return await self._deploy(text, caller, expect)
+
+    async def _deploy(self, text: str, caller: Caller, expect: str | None) -> Json:
         found, told, config = await self._look(text)
         if expect is not None and expect != self._running():
             raise DeployRefused(

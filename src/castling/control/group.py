@@ -22,12 +22,12 @@ Reach = Callable[[str, str], Node]
 
 
 class Groups:
-    """One change at a time; looking is always possible."""
+    """`changing`: one change of groups or deployment at a time; looking is always possible."""
 
-    def __init__(self, local: LocalNode, reach: Reach) -> None:
+    def __init__(self, local: LocalNode, reach: Reach, changing: asyncio.Lock) -> None:
         self._local = local
         self._reach = reach
-        self._changing = asyncio.Lock()
+        self._changing = changing
 
     # --- looking ------------------------------------------------------------------------------
 
@@ -79,7 +79,8 @@ class Groups:
         """Check, then run the group on all its nodes. NotReplicable names what would be lost."""
         async with self._changing:
             nodes = self._nodes(group)
-            await self._same_deployment(nodes)
+            if await self._same_deployment(group, nodes) and await self._unbroken(group):
+                return {"group": group, "result": "already_running", "node": "", "refused": 0, "findings": []}
             checked = await self.check(group)
             if checked["refused"]:
                 refused = [each for each in checked["findings"] if each["severity"] == "refused"]
@@ -89,8 +90,8 @@ class Groups:
                     hint=refused[0]["hint"] or f"`castling check {group}` shows all of them",
                     findings=refused,
                 )
-            changed = await self._desire(group, "running", caller, nodes)
-            return {"group": group, "result": "started" if changed else "already_running", **checked}
+            await self._desire(group, "running", caller, nodes)
+            return {"group": group, "result": "started", **checked}
 
     async def stop(self, group: str, caller: Caller) -> Json:
         """End the group's processes on all nodes. What was acknowledged stays; start goes on from there."""
@@ -118,7 +119,13 @@ class Groups:
         answers = await ask_all(nodes, lambda node: node.desire(group, state, str(caller)))
         return any(said["changed"] for said in _all(answers).values())
 
-    async def _same_deployment(self, nodes: list[Node]) -> None:
+    async def _unbroken(self, group: str) -> bool:
+        """No end of the group waits for a person."""
+        tree = await self.tree(group)
+        return all(end["state"] != "failed" for each in tree["streams"] for end in each["ends"].values())
+
+    async def _same_deployment(self, group: str, nodes: list[Node]) -> bool:
+        """True when the group should run on all of them; StateError where something else is deployed."""
         told = _all(await ask_all(nodes, lambda node: node.describe()))
         mine = told.get(self._local.name) or await self._local.describe()
         for name, said in sorted(told.items()):
@@ -127,6 +134,7 @@ class Groups:
                     f"node {name} runs another configuration than {self._local.name}",
                     hint="`castling deploy` brings all nodes to the same",
                 )
+        return all(said["desired"].get(group) == "running" for said in told.values())
 
     def _nodes(self, group: str) -> list[Node]:
         """The nodes that run ends of the group."""

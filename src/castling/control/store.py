@@ -99,7 +99,8 @@ class Store:
         try:
             yield self._db
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk has rolled it back already
+                self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
 
@@ -212,7 +213,8 @@ class Store:
     # --- what happened ------------------------------------------------------------------------
 
     def add_event(self, name: str, fields: dict[str, Any]) -> None:
-        with self._write() as db:
+        """An event that finds no room on the disk is dropped: supervision goes on, the log has it too."""
+        with contextlib.suppress(sqlite3.OperationalError), self._write() as db:
             added = db.execute(
                 "INSERT INTO event (at_ns, name, fields) VALUES (?, ?, ?)",
                 (time.time_ns(), name, msgspec.json.encode(fields).decode()),

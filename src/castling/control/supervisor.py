@@ -117,12 +117,9 @@ class Ward:
         return True
 
     async def _live(self) -> None:
-        self._process = adopt(self.paths)
-        if self._process is None:
-            self._process = spawn(self._start, self.paths)
-            self._tell("agent.end_started", pid=self._process.pid)
-        else:
-            self._tell("agent.end_adopted", pid=self._process.pid)
+        if not await self._begin():
+            return
+        assert self._process is not None
         began = time.monotonic()
         self._again = False
         if not await self._watch(self._process):
@@ -132,6 +129,23 @@ class Ward:
         if time.monotonic() - began > STEADY_S:
             self._pause_s = PAUSE_FIRST_S
         await self._after(ended)
+
+    async def _begin(self) -> bool:
+        """Adopt or start; False, after a pause, where the system has no room for a process or its log."""
+        try:
+            self._process = adopt(self.paths)
+            adopted = self._process is not None
+            self._process = self._process or spawn(self._start, self.paths)
+        except OSError as error:
+            self._tell("agent.end_unstartable", message=str(error))
+            await self._pause()
+            return False
+        self._tell("agent.end_adopted" if adopted else "agent.end_started", pid=self._process.pid)
+        return True
+
+    async def _pause(self) -> None:
+        await self._woken(self._pause_s)
+        self._pause_s = min(self._pause_s * 2, PAUSE_MOST_S)
 
     async def _watch(self, process: EndProcess) -> bool:
         """True when it ended by itself, False when it is to be ended."""
@@ -171,8 +185,7 @@ class Ward:
         )
         if not self.failed:
             self.restarts += 1
-            await self._woken(self._pause_s)
-            self._pause_s = min(self._pause_s * 2, PAUSE_MOST_S)
+            await self._pause()
 
     def _last_error(self, pid: int) -> dict[str, Any] | None:
         """What the process `pid` said when it gave up; None when it could say nothing."""
@@ -192,9 +205,12 @@ class Ward:
         self._notice(name, {**place, **fields})
 
     def bound_log(self) -> None:
-        """Keep the log below LOG_MAX. The process appends, so cutting the file loses no place in it."""
+        """Keep the log below LOG_MAX. The process appends, so cutting the file loses no place in it.
+
+        A log that can't be cut now (there is none yet, the disk is full) is cut at a later look.
+        """
         log = self.paths.log
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             if log.stat().st_size > LOG_MAX:
                 with log.open("rb") as file:
                     file.seek(-LOG_MAX // 2, os.SEEK_END)

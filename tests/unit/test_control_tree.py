@@ -1,0 +1,121 @@
+"""The report tree never makes a group look better than it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from castling.config import parse
+from castling.control.metrics import render
+from castling.control.tree import STATES, end_view, group_tree, unknown_end
+from castling.errors import AgentUnreachable
+
+_TEXT = """\
+[installation]
+name = "shop"
+[nodes.east]
+api = "east:1"
+link = "east:2"
+[nodes.west]
+api = "west:1"
+link = "west:2"
+[groups.orders]
+kind = "postgres"
+primary = "east"
+backups = ["west"]
+[groups.orders.databases.east]
+host = "e"
+dbname = "d"
+user = "u"
+[groups.orders.databases.west]
+host = "w"
+dbname = "d"
+user = "u"
+"""
+CONFIG = parse(_TEXT)
+
+
+def ends(**changes: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    source = {
+        "state": "running",
+        "rpo_s": 0.0,
+        "link": {"state": "up", "rtt_s": None},
+        "positions": {"captured": "1/9", "hardened": "1/8", "applied": "1/6"},
+        "desired": "running",
+    }
+    receive = {
+        "state": "running",
+        "positions": {"hardened": "1/9"},
+        "journal": {"bytes": 5, "full_in_s": None},
+    }
+    apply = {"state": "running", "apply_lag_s": 0.0, "positions": {"applied": "1/7"}}
+    found = {"source": source, "receive": receive, "apply": apply}
+    for name, change in changes.items():
+        found[name] = {**found[name], **change}
+    return {("west", name): view for name, view in found.items()}
+
+
+def stream(**changes: Any) -> dict[str, Any]:
+    tree = group_tree(CONFIG, "orders", ends(**changes))
+    found: dict[str, Any] = tree["streams"][0]
+    assert tree["state"] == found["state"]
+    return found
+
+
+def test_a_healthy_stream() -> None:
+    found = stream()
+    assert found["state"] == "running" and found["link"] == "up" and found["mode"] == "async"
+    assert found["rpo_s"] == 0.0 and found["apply_lag_s"] == 0.0
+    told = {"captured": "1/9", "hardened": "1/9", "applied": "1/7", "released": None}
+    assert found["positions"] == told, "each stage is told by the end that does it"
+
+
+def test_the_worst_end_is_the_state() -> None:
+    for state in STATES:
+        assert stream(apply={"state": state})["state"] == state
+    assert stream(apply={"state": "waiting"}, receive={"state": "failed"})["state"] == "failed"
+    assert stream(apply={"state": "something new"})["state"] == "something new"
+
+
+def test_a_report_that_outlived_its_process_is_not_believed() -> None:
+    view = end_view({"state": "running", "rpo_s": 0.0, "apply_lag_s": 0.0, "error": None}, "pausing", 3)
+    assert view["state"] == "pausing" and view["last_state"] == "running"
+    assert view["rpo_s"] is None and view["apply_lag_s"] is None, "unknown, not zero"
+
+
+def test_an_old_failure_is_not_told_of_a_process_that_runs() -> None:
+    view = end_view({"state": "failed", "error": {"code": "x"}}, "running", 0)
+    assert view["state"] == "starting" and "error" not in view
+
+
+def test_a_failure_keeps_its_error_and_a_stopped_end_has_none() -> None:
+    assert end_view({"state": "failed", "error": {"code": "x"}}, "failed", 0)["error"] == {"code": "x"}
+    assert end_view({"state": "running", "error": {"code": "x"}}, "stopped", 0)["error"] is None
+
+
+def test_a_node_that_does_not_answer_is_unknown_and_has_no_figures() -> None:
+    lost = unknown_end(AgentUnreachable("the agent at west:1 does not answer"))
+    found = group_tree(CONFIG, "orders", {**ends(), ("west", "apply"): lost})["streams"][0]
+    assert found["state"] == "unknown" and found["apply_lag_s"] is None
+    assert found["ends"]["apply"]["error"]["code"] == "agent-unreachable"
+
+
+def test_a_source_that_is_down_has_no_link() -> None:
+    assert stream(source={"state": "stopped"})["link"] == "down"
+    assert stream(source={"state": "unknown"})["link"] == "unknown"
+
+
+def test_sync_is_only_said_while_commits_are_protected() -> None:
+    text = 'delivery = "sync"\non_sync_loss = "degrade"\n[groups.orders.databases.east]'
+    config = parse(_TEXT.replace("[groups.orders.databases.east]", text))
+    for state, told in (("protected", "sync"), ("degraded", "sync:degraded"), (None, "sync:unknown")):
+        views = ends(source={"capture": {"sync": {"state": state}}})
+        assert group_tree(config, "orders", views)["streams"][0]["mode"] == told
+
+
+def test_an_unknown_figure_has_no_sample() -> None:
+    known = render([group_tree(CONFIG, "orders", ends())]).decode()
+    assert 'castling_rpo_seconds{backup="west",group="orders"} 0.0' in known
+    assert 'castling_end_running{backup="west",end="apply",group="orders"} 1.0' in known
+    unknown = render([group_tree(CONFIG, "orders", ends(source={"rpo_s": None}))]).decode()
+    assert "castling_rpo_seconds{" not in unknown
+    assert "castling_link_rtt_seconds{" not in unknown
