@@ -62,7 +62,7 @@ _STAGES = ("captured", "hardened", "applied", "released")
 _STATES = "starting, seeding, running, waiting, pausing (starts again soon), stopped, failed, unknown"
 _STREAM = (
     ("backup", "node that holds the copy"),
-    ("state", "that of its worst end"),
+    ("state", "that of its worst end, or journal-full"),
     ("link", "up, down or unknown"),
     ("mode", "async; sync while commits wait for the backup; sync:STATE while they don't"),
     ("nodes", "node of each end, by source, receive, apply"),

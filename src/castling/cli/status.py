@@ -72,6 +72,7 @@ def details(tree: Json) -> str:
             lines.append(_lags(tree["group"], stream))
         if stream["state"] in ("seeding", "waiting", "starting") and _seeding(stream):
             lines += _seed(stream)
+        lines += _link_trouble(stream)
         for end, view in stream["ends"].items():
             lines += _trouble(stream["backup"], end, view)
         lines += _room(stream)
@@ -117,6 +118,14 @@ def _trouble(backup: str, end: str, view: Json) -> list[str]:
     if error.get("hint"):
         lines.append(f"  hint: {error['hint']}")
     return lines
+
+
+def _link_trouble(stream: Json) -> list[str]:
+    """Why the link is down, by the end that opens it."""
+    error = (stream["ends"]["source"].get("link") or {}).get("last_error")
+    if stream["link"] == "up" or stream["state"] == "stopped" or not error:
+        return []
+    return [f"link to {stream['backup']}: error[{error['code']}]: {error['message']}"]
 
 
 def _room(stream: Json) -> list[str]:

@@ -79,7 +79,7 @@ END_METRICS = (
         _at("journal", "full_in_s"),
     ),
     Figure("castling_link_rtt_seconds", "Round trip between the nodes.", _at("link", "rtt_s")),
-    Figure("castling_link_wire_bytes", "Bytes sent on the wire.", _at("link", "bytes_wire"), True),
+    Figure("castling_link_wire_bytes", "Bytes sent on the wire.", _at("link", "wire_bytes"), True),
     Figure(
         "castling_source_wal_behind_bytes",
         "WAL that the source keeps for the slot.",

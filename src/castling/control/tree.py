@@ -16,7 +16,17 @@ from castling.groups.topology import EndName, capture_node, group_settings
 __all__ = ["STATES", "end_view", "group_tree", "unknown_end"]
 
 #: worst first: a stream is as well as its worst end, a group as its worst stream
-STATES = ("failed", "unknown", "pausing", "seeding", "waiting", "starting", "stopped", "running")
+STATES = (
+    "failed",
+    "journal-full",
+    "unknown",
+    "pausing",
+    "seeding",
+    "waiting",
+    "starting",
+    "stopped",
+    "running",
+)
 
 Report = dict[str, Any]
 
@@ -73,9 +83,12 @@ def group_tree(config: Config, group: str, ends: dict[tuple[str, str], Report]) 
 def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> Report:
     found = {name: ends.get((backup, name), {"state": "unknown"}) for name in EndName}
     source, receive, apply = (found[name] for name in EndName)
+    states = [str(end["state"]) for end in found.values()]
+    if receive["state"] == "running" and (receive.get("link") or {}).get("state") == "journal-full":
+        states.append("journal-full")
     return {
         "backup": backup,
-        "state": _worst(end["state"] for end in found.values()),
+        "state": _worst(states),
         "link": _link(source),
         "mode": _mode(delivery, source),
         "positions": {
@@ -94,7 +107,7 @@ def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> 
 
 
 def _worst(states: Iterable[str]) -> str:
-    return min(states, key=lambda state: STATES.index(state) if state in STATES else 1, default="unknown")
+    return min(states, key=lambda state: STATES.index(state) if state in STATES else 2, default="unknown")
 
 
 def _position(name: str, *ends: Report) -> str | None:
