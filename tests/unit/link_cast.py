@@ -49,7 +49,7 @@ class Source:
 
     async def open(self, *, resume: int, session: bytes | None) -> None:
         assert resume >= self.confirmed, "asked for what was acknowledged and forgotten"
-        assert (session is None) == (resume == 0), "the continuity token came with the tail, or not at all"
+        assert session is not None or resume == 0, "the tail came without its continuity token"
         self.opens.append(resume)
         self._at = resume
         self._fresh = deque([Draft(RecordType.SESSION, b"session", resume, Flag.KEYFRAME)])

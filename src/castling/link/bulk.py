@@ -90,7 +90,8 @@ class _BulkConnection:
         assert self._answer is None, "a bulk connection serves one call at a time"
         if self._life.done():
             raise self._lost()
-        answer = self._answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answer = answer
         whole = False
         try:
             await self._send(meta, body, answer)
