@@ -68,6 +68,9 @@ class _Tracked:
     async def acknowledge(self, offset: int) -> None:
         await self._capture.acknowledge(offset)
 
+    async def stop(self) -> None:
+        await self._capture.stop()
+
     async def close(self) -> None:
         await self._capture.close()
 
@@ -124,6 +127,10 @@ class SourceEnd:
                     self._connected = False
                     await self._sender.close()
                 await backoff.wait()
+        except asyncio.CancelledError:
+            await self._feed.close()
+            await self._capture.stop()
+            raise
         finally:
             await self._feed.close()
             await self._seed_source.close()

@@ -65,6 +65,9 @@ class Capture(Protocol):
     async def acknowledge(self, offset: int) -> None:
         """The far side holds, durably, everything up to source position `offset`."""
 
+    async def stop(self) -> None:
+        """The group is stopped on purpose: nothing on the source may wait for it. Repeatable."""
+
     async def close(self) -> None: ...
 
     def report(self) -> dict[str, Any]:

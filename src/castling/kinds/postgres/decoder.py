@@ -50,6 +50,9 @@ class PostgresDecoder:
                 piece = self._message(message, record.position)
                 if piece is not None:
                     yield piece
+        elif record.type is RecordType.BARRIER and self._open is None:
+            # nothing happened up to here: an empty transaction moves progress on
+            yield Piece([], 0, Commit(record.offset, record.t_ns, record.position), record.offset - 1)
 
     def _message(self, message: bytes, position: Position) -> Piece | None:
         kind = message[0]

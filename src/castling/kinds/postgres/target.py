@@ -226,7 +226,7 @@ class PostgresTarget:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """psycopg's errors as ours: what may pass is retryable, the rest names SQLSTATE and statement kind."""
+        """psycopg's errors as ours: what may pass is retryable, the rest names the SQLSTATE."""
         try:
             yield
         except (TargetDiverged, TargetError):

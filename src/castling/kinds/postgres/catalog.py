@@ -1,0 +1,155 @@
+"""What a server holds: the tables of a group and all that decides whether they can be replicated.
+
+One question for all tables, however many there are.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from castling.config import GroupSettings
+
+__all__ = ["Table", "TableColumn", "is_chosen", "read_tables", "types_agree"]
+
+#: built-in and so the same on every server; others may carry identifiers that differ
+_FIRST_USER_OID = 16384
+
+_TABLES = """
+SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+       c.relispartition, c.relrowsecurity, GREATEST(c.reltuples, 0)::int8,
+       pg_catalog.pg_table_size(c.oid)::int8,
+       pg_catalog.has_table_privilege(c.oid, 'SELECT'),
+       (SELECT i.indisvalid AND i.indimmediate FROM pg_catalog.pg_index i
+         WHERE i.indrelid = c.oid AND i.indisprimary),
+       EXISTS (SELECT FROM pg_catalog.pg_index i
+                WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid),
+       EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhparent = c.oid AND c.relkind = 'r'),
+       (SELECT pg_catalog.array_agg(pn.nspname || '.' || pc.relname)
+          FROM pg_catalog.pg_partition_ancestors(c.oid) a
+          JOIN pg_catalog.pg_class pc ON pc.oid = a.relid AND pc.oid <> c.oid
+          JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace
+         WHERE c.relispartition),
+       (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
+                 a.attname, a.atttypid::int8, pg_catalog.format_type(a.atttypid, a.atttypmod),
+                 a.attgenerated, a.attidentity, t.typtype, COALESCE(t.typelem, 0)::int8,
+                 COALESCE(et.typtype::text, ''), a.attnotnull) ORDER BY a.attnum)
+          FROM pg_catalog.pg_attribute a
+          JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+          LEFT JOIN pg_catalog.pg_type et ON et.oid = t.typelem AND t.typelem <> 0
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       (SELECT pg_catalog.array_agg(k.attname ORDER BY u.place)
+          FROM pg_catalog.pg_index i
+          CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY u(number, place)
+          JOIN pg_catalog.pg_attribute k ON k.attrelid = c.oid AND k.attnum = u.number
+         WHERE i.indrelid = c.oid AND i.indisprimary)
+  FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'f', 'm')
+   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'castling')
+   AND n.nspname NOT LIKE 'pg\\_toast%' AND n.nspname NOT LIKE 'pg\\_temp%'
+   AND c.relpersistence <> 't'
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                    WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
+                      AND d.deptype = 'e')
+ ORDER BY n.nspname, c.relname
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TableColumn:
+    """`type`: as PostgreSQL writes it. `generated`: '', s (stored), v (virtual). `identity`: '', a, d."""
+
+    name: str
+    type_oid: int
+    type: str
+    generated: str
+    identity: str
+    type_kind: str
+    element_oid: int
+    element_kind: str
+    not_null: bool
+
+    @property
+    def is_portable(self) -> bool:
+        """The binary form means the same on every server: built-in types and plain enums do."""
+        if self.type_oid < _FIRST_USER_OID:
+            return True
+        return self.type_kind == "e"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`kind`: r table, p partitioned, f foreign, m materialized view. `identity`: d, n, f, i."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    persistence: str
+    identity: str
+    is_partition: bool
+    row_security: bool
+    rows: int
+    bytes: int
+    readable: bool
+    primary_key_usable: bool | None
+    has_identity_index: bool
+    has_children: bool
+    ancestors: tuple[str, ...]
+    columns: tuple[TableColumn, ...]
+    primary_key: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def sql(self) -> str:
+        return ".".join('"' + part.replace('"', '""') + '"' for part in (self.schema, self.name))
+
+    @property
+    def has_identity(self) -> bool:
+        """Updates and deletes can be published: by a key, an index or the whole row."""
+        if self.identity == "d":
+            return bool(self.primary_key_usable)
+        if self.identity == "i":
+            return self.has_identity_index
+        return self.identity == "f"
+
+    @property
+    def copied_columns(self) -> tuple[TableColumn, ...]:
+        """The columns that have values of their own."""
+        return tuple(column for column in self.columns if not column.generated)
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(
+        fnmatch.fnmatchcase(name, pattern if "." in pattern else f"{pattern}.*") for pattern in patterns
+    )
+
+
+def is_chosen(table: Table, settings: GroupSettings) -> bool:
+    """Whether the group's patterns name the table. A partition follows its root."""
+    names = [str(table), *table.ancestors]
+    if any(_matches(name, settings.exclude) for name in names):
+        return False
+    return any(_matches(name, settings.include) for name in names)
+
+
+async def read_tables(connection: AsyncConnection[Any]) -> list[Table]:
+    """Every table, partition, foreign table and materialized view, ordered by name."""
+    cursor = await connection.execute(_TABLES)
+    found = []
+    for row in await cursor.fetchall():
+        columns = tuple(TableColumn(*column) for column in row[15] or ())
+        fields: list[Any] = [*row[:14], tuple(row[14] or ()), columns, tuple(row[16] or ())]
+        found.append(Table(*fields))
+    return found
+
+
+def types_agree(tables: list[Table]) -> bool:
+    """Whether every value can travel in its binary form."""
+    return all(column.is_portable for table in tables for column in table.copied_columns)

@@ -1,0 +1,84 @@
+"""Removes what a stream left behind on its source and target. Repeatable; says nothing when it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import psycopg
+
+from castling.errors import SourceUnreachable, TargetUnreachable
+from castling.kinds.base import Stream
+from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.publication import publication_name
+from castling.kinds.postgres.session import slot_name
+from castling.kinds.postgres.sync import release_commits
+from castling.kinds.postgres.target import origin_name
+
+__all__ = ["forget_stream"]
+
+#: how long to wait for connections of ours to end, seconds
+_WITHIN_S = 20.0
+
+
+async def forget_stream(stream: Stream) -> None:
+    """The slot and the publication go from the source; progress and seed notes from the target.
+
+    Rows stay where they are. The slot matters most: one that is left keeps the source's log.
+    """
+    await _forget_source(stream)
+    await _forget_target(stream)
+
+
+async def _forget_source(stream: Stream) -> None:
+    settings = stream.settings.databases[stream.settings.primary]
+    if stream.settings.delivery == "sync":
+        await release_commits(stream.group, stream.settings, settings)
+    connection = await connect(settings, application_name=f"castling forget {stream.group}")
+    try:
+        deadline = time.monotonic() + _WITHIN_S
+        while True:
+            try:
+                await connection.execute(
+                    "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots"
+                    " WHERE slot_name = %s AND active_pid IS NOT NULL",
+                    (slot_name(stream.group, stream.backup),),
+                )
+                await connection.execute(
+                    "SELECT pg_catalog.pg_drop_replication_slot(slot_name)"
+                    " FROM pg_catalog.pg_replication_slots WHERE slot_name = %s",
+                    (slot_name(stream.group, stream.backup),),
+                )
+                break
+            except psycopg.errors.ObjectInUse as error:
+                if time.monotonic() > deadline:
+                    raise SourceUnreachable(
+                        "the stream's slot is still in use; stop the group first"
+                    ) from error
+                await asyncio.sleep(0.1)
+        await connection.execute(f"DROP PUBLICATION IF EXISTS {publication_name(stream.group)}".encode())
+    finally:
+        await connection.close()
+
+
+async def _forget_target(stream: Stream) -> None:
+    connection = await connect(
+        stream.settings.databases[stream.backup],
+        application_name=f"castling forget {stream.group}",
+        error=TargetUnreachable,
+    )
+    try:
+        await connection.execute(
+            "SELECT pg_catalog.pg_replication_origin_drop(roname)"
+            " FROM pg_catalog.pg_replication_origin WHERE roname = %s",
+            (origin_name(stream.group),),
+        )
+        cursor = await connection.execute("SELECT pg_catalog.to_regclass('castling.seed') IS NOT NULL")
+        row = await cursor.fetchone()
+        if row and row[0]:
+            for table in ("seed", "seed_chunk"):
+                await connection.execute(
+                    f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (stream.group,)
+                )
+    finally:
+        await connection.close()

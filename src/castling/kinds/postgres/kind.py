@@ -1,0 +1,60 @@
+"""The kind `postgres`: its parts, built from a stream's settings. Building connects to nothing."""
+
+from __future__ import annotations
+
+from castling.config import DatabaseSettings
+from castling.kinds.base import Finding, Stream
+from castling.kinds.postgres.capture import PostgresCapture
+from castling.kinds.postgres.check import check_stream
+from castling.kinds.postgres.decoder import PostgresDecoder
+from castling.kinds.postgres.forget import forget_stream
+from castling.kinds.postgres.seed_source import PostgresSeedSource
+from castling.kinds.postgres.seed_target import PostgresSeedTarget
+from castling.kinds.postgres.target import PostgresTarget
+
+__all__ = ["KIND", "PostgresKind"]
+
+
+def _source(stream: Stream) -> DatabaseSettings:
+    return stream.settings.databases[stream.settings.primary]
+
+
+def _target(stream: Stream) -> DatabaseSettings:
+    return stream.settings.databases[stream.backup]
+
+
+class PostgresKind:
+    """Implements `kinds.base.Kind`."""
+
+    def capture(self, stream: Stream) -> PostgresCapture:
+        return PostgresCapture(stream.group, stream.backup, stream.settings, _source(stream))
+
+    def seed_source(self, stream: Stream) -> PostgresSeedSource:
+        node = stream.settings.capture_on or stream.settings.primary
+        return PostgresSeedSource(
+            stream.group,
+            stream.backup,
+            stream.settings,
+            _source(stream),
+            postgres_bin=stream.config.nodes[node].postgres_bin,
+        )
+
+    def seed_target(self, stream: Stream) -> PostgresSeedTarget:
+        return PostgresSeedTarget(
+            stream.group, _target(stream), postgres_bin=stream.config.nodes[stream.backup].postgres_bin
+        )
+
+    def decoder(self, stream: Stream) -> PostgresDecoder:
+        return PostgresDecoder(piece_bytes=max(1 << 20, stream.settings.apply_memory // 8))
+
+    def target(self, stream: Stream) -> PostgresTarget:
+        return PostgresTarget(stream.group, _target(stream))
+
+    async def check(self, stream: Stream) -> list[Finding]:
+        return await check_stream(stream)
+
+    async def forget(self, stream: Stream) -> None:
+        await forget_stream(stream)
+
+
+KIND = PostgresKind()

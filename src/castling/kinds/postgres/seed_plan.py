@@ -1,0 +1,73 @@
+"""How the first copy is cut into chunks, and what is said about each over the bulk channel. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from castling.errors import LinkProtocol
+from castling.kinds.postgres.catalog import Table
+
+__all__ = ["Begin", "Chunk", "Finish", "Request", "Schema", "chunks", "decode_request", "encode_request"]
+
+_PAGE = 8192
+
+
+class Begin(msgspec.Struct, frozen=True, tag="begin"):
+    """A first copy begins. `tables`: [schema, name] each; `create`: their definitions come first."""
+
+    tables: list[tuple[str, str]]
+    create: bool
+
+
+class Schema(msgspec.Struct, frozen=True, tag="schema"):
+    """The body is an archive of pg_dump of a server of this version."""
+
+    server_version: int
+
+
+class Chunk(msgspec.Struct, frozen=True, tag="chunk"):
+    """The body is COPY data of these columns. `binary`: its format."""
+
+    schema: str
+    table: str
+    columns: list[str]
+    number: int
+    binary: bool
+
+
+class Finish(msgspec.Struct, frozen=True, tag="finish"):
+    """All chunks are there. `lsn`: the source position that the copy shows."""
+
+    lsn: int
+    server_version: int
+
+
+Request = Begin | Schema | Chunk | Finish
+
+
+def encode_request(request: Request) -> bytes:
+    return msgspec.msgpack.encode(request)
+
+
+def decode_request(data: bytes) -> Request:
+    try:
+        return msgspec.msgpack.decode(data, type=Request)  # type: ignore[no-any-return]  # a union
+    except msgspec.DecodeError as error:
+        raise LinkProtocol("a seed request can't be read") from error
+
+
+def chunks(table: Table, pages: int, *, chunk_rows: int) -> Iterator[str]:
+    """Conditions on the physical place of rows that cut the table into parts of about `chunk_rows`.
+
+    They cover every row exactly once, whatever the estimates are worth: the last is open.
+    """
+    if table.kind != "r" or pages <= 0 or table.rows <= chunk_rows:
+        yield ""
+        return
+    step = max(1, pages * chunk_rows // max(table.rows, 1))
+    starts = list(range(0, pages, step))
+    for start, end in zip(starts, [*starts[1:], None], strict=True):
+        upper = "" if end is None else f" AND ctid < '({end},0)'"
+        yield f"WHERE ctid >= '({start},0)'{upper}"

@@ -1,0 +1,301 @@
+"""Sends the first copy: one consistent view of the source, read by several connections at once.
+
+Creating the slot exports a snapshot of exactly the point where its stream begins, so the copy
+and the stream fit together without overlap or gap. The connection that made it stays idle until
+every reader has taken the snapshot; the stream itself may already run on another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+
+from castling.config import DatabaseSettings, GroupSettings
+from castling.errors import CastlingError, SeedFailed, SourceUnreachable
+from castling.kinds.base import Bulk, BulkCall, SeedProgress
+from castling.kinds.postgres.catalog import Table, read_tables
+from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.publication import ensure_publication, published
+from castling.kinds.postgres.replication import ReplicationConnection
+from castling.kinds.postgres.seed_plan import (
+    Begin,
+    Chunk,
+    Finish,
+    Schema,
+    chunks,
+    encode_request,
+)
+from castling.kinds.postgres.session import slot_name
+from castling.kinds.postgres.target import parse_lsn
+from castling.kinds.postgres.tools import find_tool, run_tool
+
+__all__ = ["PostgresSeedSource"]
+
+#: COPY data handed to the link at once, bytes
+_BLOCK = 256 << 10
+
+
+class PostgresSeedSource:
+    """Implements `kinds.base.SeedSource`."""
+
+    #: how long to wait for a predecessor's connection to let go of the slot, seconds
+    TAKEOVER_S = 20.0
+
+    def __init__(
+        self,
+        group: str,
+        backup: str,
+        settings: GroupSettings,
+        database: DatabaseSettings,
+        *,
+        postgres_bin: str | None,
+    ) -> None:
+        self._group = group
+        self._settings = settings
+        self._database = database
+        self._slot = slot_name(group, backup)
+        self._postgres_bin = postgres_bin
+        self._holder: ReplicationConnection | None = None
+        self._snapshot = ""
+        self._lsn = 0
+        self._tables: list[Table] = []
+        self._server_version = 0
+        self.progress = SeedProgress()
+
+    # --- beginning ----------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        await self.close()
+        self.progress = SeedProgress(started_ns=time.time_ns())
+        setup = await connect(self._database, application_name=f"castling setup {self._group}")
+        try:
+            self._server_version = setup.info.server_version
+            await ensure_publication(setup, self._group, self._settings)
+            await self._drop_slot(setup)
+        finally:
+            await setup.close()
+        holder = ReplicationConnection(self._database, application_name=f"castling seed {self._group}")
+        await holder.open()
+        self._holder = holder
+        row = (await holder.query(f"CREATE_REPLICATION_SLOT {self._slot} LOGICAL pgoutput EXPORT_SNAPSHOT"))[
+            0
+        ]
+        self._lsn, self._snapshot = parse_lsn(str(row[1])), str(row[2])
+
+    async def _drop_slot(self, connection: AsyncConnection[Any]) -> None:
+        """Remove the stream's own slot: its journal is empty, so nothing that it held back is needed."""
+        deadline = time.monotonic() + self.TAKEOVER_S
+        while True:
+            try:
+                await connection.execute(
+                    "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots"
+                    " WHERE slot_name = %s AND active_pid IS NOT NULL",
+                    (self._slot,),
+                )
+                await connection.execute(
+                    "SELECT pg_catalog.pg_drop_replication_slot(slot_name)"
+                    " FROM pg_catalog.pg_replication_slots WHERE slot_name = %s",
+                    (self._slot,),
+                )
+                return
+            except psycopg.errors.ObjectInUse as error:
+                if time.monotonic() > deadline:
+                    raise SourceUnreachable(f"the slot {self._slot} is still in use") from error
+                await asyncio.sleep(0.1)
+
+    # --- running ------------------------------------------------------------------------------
+
+    async def run(self, bulk: Bulk) -> None:
+        try:
+            await self._run(bulk)
+        except psycopg.OperationalError as error:
+            raise SourceUnreachable(f"the source broke off during the first copy: {error}") from error
+        except psycopg.Error as error:
+            raise SeedFailed(f"the source refused the first copy: {error.diag.message_primary}") from error
+
+    async def _run(self, bulk: Bulk) -> None:
+        main = await self._reader()
+        try:
+            self._tables = published(await read_tables(main), self._settings)
+            self._estimate()
+            call = await bulk.open()
+            create = self._settings.seed.schema == "create"
+            names = [(table.schema, table.name) for table in self._tables]
+            await call(encode_request(Begin(names, create)), None)
+            if create:
+                self.progress.phase = "schema"
+                await call(encode_request(Schema(self._server_version)), _whole(await self._dump(main)))
+            self.progress.phase = "data"
+            await self._copy_all(bulk, main)
+            self.progress.phase = "indexes"
+            await call(encode_request(Finish(self._lsn, self._server_version)), None)
+            self.progress.phase = "done"
+            self.progress.eta_s = 0.0
+        finally:
+            await main.close()
+
+    def _estimate(self) -> None:
+        self.progress.rows_total = sum(table.rows for table in self._tables)
+        self.progress.bytes_total = sum(table.bytes for table in self._tables)
+        self.progress.tables_total = len(self._tables)
+
+    async def _reader(self) -> AsyncConnection[Any]:
+        """A connection that sees exactly the exported snapshot."""
+        connection = await connect(
+            self._database, application_name=f"castling seed {self._group}", autocommit=True
+        )
+        try:
+            for statement in (
+                "SET search_path = pg_catalog",
+                "SET DateStyle = ISO",
+                "SET IntervalStyle = postgres",
+                "SET TimeZone = 'UTC'",
+                "SET extra_float_digits = 1",
+                "SET statement_timeout = 0",
+                "SET row_security = off",
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+                f"SET TRANSACTION SNAPSHOT '{self._snapshot}'",
+            ):
+                await connection.execute(statement.encode())
+        except psycopg.Error:
+            await connection.close()
+            raise
+        return connection
+
+    async def _dump(self, connection: AsyncConnection[Any]) -> bytes:
+        """The definitions of everything the group's tables need, as an archive."""
+        program = find_tool("pg_dump", server_version=self._server_version, configured=self._postgres_bin)
+        chosen = {table.oid for table in self._tables}
+        left_out = [
+            f"--exclude-table={table.sql}"
+            for table in await read_tables(connection)
+            if table.oid not in chosen and not (table.is_partition and self._root_is_chosen(table))
+        ]
+        return await run_tool(
+            program,
+            "--format=custom",
+            "--schema-only",
+            "--no-owner",
+            "--no-privileges",
+            "--no-publications",
+            "--no-subscriptions",
+            "--exclude-schema=castling",
+            f"--snapshot={self._snapshot}",
+            *left_out,
+            settings=self._database,
+        )
+
+    def _root_is_chosen(self, table: Table) -> bool:
+        return any(str(root) in table.ancestors for root in self._tables)
+
+    # --- data ---------------------------------------------------------------------------------
+
+    async def _copy_all(self, bulk: Bulk, main: AsyncConnection[Any]) -> None:
+        waiting: asyncio.Queue[tuple[Table, int, str]] = asyncio.Queue()
+        left: dict[int, int] = {}
+        for table in sorted(self._tables, key=lambda table: -table.bytes):
+            pages = await self._pages(main, table)
+            parts = list(chunks(table, pages, chunk_rows=self._settings.seed.chunk_rows))
+            left[table.oid] = len(parts)
+            for number, condition in enumerate(parts):
+                waiting.put_nowait((table, number, condition))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(min(self._settings.seed.jobs, max(waiting.qsize(), 1))):
+                    tasks.create_task(self._copy_some(bulk, waiting, left))
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+
+    async def _pages(self, connection: AsyncConnection[Any], table: Table) -> int:
+        cursor = await connection.execute(
+            "SELECT pg_catalog.pg_relation_size(%s::pg_catalog.oid::pg_catalog.regclass)"
+            " / pg_catalog.current_setting('block_size')::int8",
+            (table.oid,),
+        )
+        row = await cursor.fetchone()
+        return int(row[0]) if row else 0
+
+    async def _copy_some(
+        self, bulk: Bulk, waiting: asyncio.Queue[tuple[Table, int, str]], left: dict[int, int]
+    ) -> None:
+        connection = await self._reader()
+        try:
+            call = await bulk.open()
+            while True:
+                try:
+                    table, number, condition = waiting.get_nowait()
+                except asyncio.QueueEmpty:
+                    return
+                await self._copy_chunk(connection, call, table, number, condition)
+                left[table.oid] -= 1
+                self.progress.tables_done += left[table.oid] == 0
+        finally:
+            await connection.close()
+
+    async def _copy_chunk(
+        self, connection: AsyncConnection[Any], call: BulkCall, table: Table, number: int, condition: str
+    ) -> None:
+        columns = table.copied_columns
+        binary = all(column.is_portable for column in columns)
+        names = [column.name for column in columns]
+        request = Chunk(table.schema, table.name, names, number, binary)
+        listed = ", ".join('"' + name.replace('"', '""') + '"' for name in names)
+        only = "ONLY " if table.kind == "r" else ""
+        statement = (
+            f"COPY (SELECT {listed} FROM {only}{table.sql} {condition}) "
+            f"TO STDOUT (FORMAT {'binary' if binary else 'text'})"
+        )
+        rows = await call(encode_request(request), self._body(connection, statement))
+        self.progress.rows += int(rows)
+        self._forecast()
+
+    async def _body(self, connection: AsyncConnection[Any], statement: str) -> AsyncIterator[bytes]:
+        async with connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+            parts: list[bytes] = []
+            size = 0
+            async for data in copy:
+                parts.append(bytes(data))
+                size += len(parts[-1])
+                if size >= _BLOCK:
+                    self.progress.bytes += size
+                    yield b"".join(parts)
+                    parts, size = [], 0
+            if parts:
+                self.progress.bytes += size
+                yield b"".join(parts)
+
+    def _forecast(self) -> None:
+        """Time left by the rows so far; estimates that are already passed say nothing."""
+        progress = self.progress
+        total, done = progress.rows_total or 0, progress.rows
+        if 0 < done < total:
+            elapsed = (time.time_ns() - progress.started_ns) / 1e9
+            progress.eta_s = round(elapsed * (total - done) / done, 1)
+        else:
+            progress.eta_s = None
+
+    async def close(self) -> None:
+        if self._holder is not None:
+            self._holder.close()
+            self._holder = None
+
+
+async def _whole(data: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), _BLOCK):
+        yield data[at : at + _BLOCK]
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What failed first; a CastlingError before what it brought down with it."""
+    with contextlib.suppress(StopIteration):
+        return next(error for error in group.exceptions if isinstance(error, CastlingError))
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

@@ -1,0 +1,291 @@
+"""Takes the first copy: definitions, rows, then indexes and constraints, then the starting position.
+
+What it has begun it writes down in the target itself (`castling.seed`), so that a copy that
+broke off is told from rows that somebody else put there: only the former are ever emptied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+
+from castling.config import DatabaseSettings
+from castling.errors import SeedFailed, StateError, TargetError, TargetNotEmpty, TargetUnreachable
+from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.seed_plan import Begin, Chunk, Finish, Schema, decode_request
+from castling.kinds.postgres.statements import quoted
+from castling.kinds.postgres.target import lsn_text, origin_name
+from castling.kinds.postgres.tools import find_tool, run_tool
+
+__all__ = ["PostgresSeedTarget"]
+
+_ARCHIVE_MAX = 256 << 20
+
+_STATE = """
+    CREATE SCHEMA IF NOT EXISTS castling;
+    CREATE TABLE IF NOT EXISTS castling.seed (
+        stream text PRIMARY KEY,
+        tables text[] NOT NULL,
+        created boolean NOT NULL,
+        finished_at timestamptz
+    );
+    CREATE TABLE IF NOT EXISTS castling.seed_chunk (
+        stream text NOT NULL,
+        relation text NOT NULL,
+        number int NOT NULL,
+        row_count bigint NOT NULL,
+        PRIMARY KEY (stream, relation, number)
+    );
+"""
+
+
+class PostgresSeedTarget:
+    """Implements `kinds.base.SeedTarget`."""
+
+    #: how long to wait for an apply session to let go of the origin, seconds
+    TAKEOVER_S = 20.0
+
+    def __init__(self, group: str, settings: DatabaseSettings, *, postgres_bin: str | None) -> None:
+        self._group = group
+        self._settings = settings
+        self._postgres_bin = postgres_bin
+        self._begun: Begin | None = None
+        self._archive: Path | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes:
+        request = decode_request(meta)
+        try:
+            if isinstance(request, Begin):
+                return await self._begin(request)
+            if isinstance(request, Schema):
+                return await self._definitions(request, body)
+            if isinstance(request, Chunk):
+                return await self._chunk(request, body)
+            return await self._finish(request)
+        except psycopg.OperationalError as error:
+            raise TargetUnreachable(f"the target broke off during the first copy: {error}") from error
+        except psycopg.Error as error:
+            raise TargetError(
+                f"the target refused the first copy: {error.diag.message_primary or error}",
+                hint="mend the cause on the target; the copy is then begun again",
+                sqlstate=error.sqlstate,
+            ) from error
+
+    async def _connect(self) -> AsyncConnection[Any]:
+        connection = await connect(
+            self._settings, application_name=f"castling seed {self._group}", error=TargetUnreachable
+        )
+        for statement in (
+            "SET session_replication_role = replica",
+            "SET search_path = pg_catalog",
+            "SET DateStyle = ISO",
+            "SET TimeZone = 'UTC'",
+            "SET statement_timeout = 0",
+            "SET synchronous_commit = off",
+        ):
+            await connection.execute(statement.encode())
+        return connection
+
+    # --- beginning ----------------------------------------------------------------------------
+
+    async def _begin(self, request: Begin) -> bytes:
+        """Make sure the tables are empty, or are ours to empty."""
+        connection = await self._connect()
+        try:
+            await self._end_apply(connection)
+            await connection.execute(_STATE.encode())
+            cursor = await connection.execute(
+                "SELECT tables FROM castling.seed WHERE stream = %s", (self._group,)
+            )
+            known = await cursor.fetchone()
+            ours = set(known[0]) if known else set()
+            await self._empty(connection, request, ours)
+            tables = [f"{schema}.{name}" for schema, name in request.tables]
+            await connection.execute(
+                "INSERT INTO castling.seed (stream, tables, created) VALUES (%(s)s, %(t)s, %(c)s) "
+                "ON CONFLICT (stream) DO UPDATE SET finished_at = NULL, tables = %(t)s",
+                {"s": self._group, "t": sorted(ours | set(tables)), "c": request.create},
+            )
+            await connection.execute("DELETE FROM castling.seed_chunk WHERE stream = %s", (self._group,))
+            self._begun = request
+            return b""
+        finally:
+            await connection.close()
+
+    async def _empty(self, connection: AsyncConnection[Any], request: Begin, ours: set[str]) -> None:
+        filled, mine = [], []
+        for schema, name in request.tables:
+            sql = f"{quoted(schema)}.{quoted(name)}"
+            cursor = await connection.execute("SELECT pg_catalog.to_regclass(%s)", (sql,))
+            row = await cursor.fetchone()
+            if row is None or row[0] is None:
+                continue
+            if f"{schema}.{name}" in ours:
+                mine.append(sql)
+                continue
+            cursor = await connection.execute(f"SELECT EXISTS (SELECT FROM {sql})".encode())
+            row = await cursor.fetchone()
+            if row and row[0]:
+                filled.append(f"{schema}.{name}")
+            elif request.create:
+                raise TargetNotEmpty(
+                    f"the target already has a table {schema}.{name}, and the group is to create it",
+                    hint='drop it, or set seed.schema = "expect"',
+                )
+        if filled:
+            raise TargetNotEmpty(
+                f"the target already holds rows in {', '.join(filled[:10])}",
+                hint="empty these tables, or choose another database; rows are never overwritten",
+                tables=filled,
+            )
+        if mine:
+            await connection.execute(f"TRUNCATE {', '.join(mine)}".encode())
+
+    async def _end_apply(self, connection: AsyncConnection[Any]) -> None:
+        await connection.execute(
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
+            " WHERE application_name = %s",
+            (f"castling apply {self._group}",),
+        )
+
+    # --- definitions --------------------------------------------------------------------------
+
+    async def _definitions(self, request: Schema, body: AsyncIterator[bytes]) -> bytes:
+        parts, size = [], 0
+        async for chunk in body:
+            size += len(chunk)
+            if size > _ARCHIVE_MAX:
+                raise SeedFailed(f"the definitions are larger than {_ARCHIVE_MAX >> 20} MiB")
+            parts.append(chunk)
+        self._folder = tempfile.TemporaryDirectory(prefix="castling-")
+        self._archive = Path(self._folder.name) / "definitions"
+        self._archive.write_bytes(b"".join(parts))
+        if not await self._tables_exist():
+            await self._restore("pre-data", request.server_version)
+        return b""
+
+    async def _tables_exist(self) -> bool:
+        """The definitions are restored in one transaction: all the tables are there, or none."""
+        if self._begun is None:
+            raise StateError("definitions came though no first copy was begun")
+        connection = await self._connect()
+        try:
+            cursor = await connection.execute(
+                "SELECT pg_catalog.bool_and(pg_catalog.to_regclass(name) IS NOT NULL)"
+                " FROM pg_catalog.unnest(%s::text[]) name",
+                ([f"{quoted(schema)}.{quoted(name)}" for schema, name in self._begun.tables],),
+            )
+            row = await cursor.fetchone()
+            return bool(row and row[0])
+        finally:
+            await connection.close()
+
+    async def _restore(self, section: str, server_version: int, *options: str) -> None:
+        program = find_tool("pg_restore", server_version=server_version, configured=self._postgres_bin)
+        assert self._archive is not None
+        await run_tool(
+            program,
+            f"--section={section}",
+            "--no-owner",
+            "--no-privileges",
+            "--single-transaction",
+            *options,
+            "--dbname",
+            self._settings.dbname,
+            str(self._archive),
+            settings=self._settings,
+        )
+
+    async def _note(self, change: str) -> None:
+        connection = await self._connect()
+        try:
+            await connection.execute(
+                f"UPDATE castling.seed SET {change} WHERE stream = %s".encode(), (self._group,)
+            )
+        finally:
+            await connection.close()
+
+    # --- rows ---------------------------------------------------------------------------------
+
+    async def _chunk(self, request: Chunk, body: AsyncIterator[bytes]) -> bytes:
+        """One chunk is one transaction, with the note that it is there."""
+        columns = ", ".join(quoted(name) for name in request.columns)
+        sql = f"{quoted(request.schema)}.{quoted(request.table)}"
+        form = "binary" if request.binary else "text"
+        connection = await self._connect()
+        try:
+            async with connection.transaction(), connection.cursor() as cursor:
+                async with cursor.copy(f"COPY {sql} ({columns}) FROM STDIN (FORMAT {form})".encode()) as copy:
+                    async for data in body:
+                        await copy.write(data)
+                rows = cursor.rowcount
+                await connection.execute(
+                    "INSERT INTO castling.seed_chunk VALUES (%s, %s, %s, %s)",
+                    (self._group, f"{request.schema}.{request.table}", request.number, rows),
+                )
+            return str(rows).encode()
+        finally:
+            await connection.close()
+
+    # --- finishing ----------------------------------------------------------------------------
+
+    async def _finish(self, request: Finish) -> bytes:
+        connection = await self._connect()
+        try:
+            cursor = await connection.execute(
+                "SELECT created, tables FROM castling.seed WHERE stream = %s", (self._group,)
+            )
+            known = await cursor.fetchone()
+            if known is None:
+                raise StateError("a first copy was finished though none was begun")
+            if self._archive is not None:
+                # a copy that broke off here before has left the same indexes and constraints
+                await self._restore("post-data", request.server_version, "--clean", "--if-exists")
+            for name in known[1]:
+                schema, _, table = str(name).partition(".")
+                await connection.execute(f"ANALYZE {quoted(schema)}.{quoted(table)}".encode())
+            await self._set_origin(connection, request.lsn)
+            await self._note("finished_at = pg_catalog.now()")
+        finally:
+            await connection.close()
+        await self.close()
+        return b""
+
+    async def _set_origin(self, connection: AsyncConnection[Any], lsn: int) -> None:
+        """The stream's progress on the target is the point that the copy shows."""
+        name = origin_name(self._group)
+        await connection.execute(
+            "SELECT pg_catalog.pg_replication_origin_create(%(n)s) WHERE NOT EXISTS "
+            "(SELECT FROM pg_catalog.pg_replication_origin WHERE roname = %(n)s)",
+            {"n": name},
+        )
+        deadline = time.monotonic() + self.TAKEOVER_S
+        while True:
+            try:
+                await connection.execute(
+                    "SELECT pg_catalog.pg_replication_origin_advance(%s, %s::pg_catalog.pg_lsn)",
+                    (name, lsn_text(lsn)),
+                )
+                await connection.execute(
+                    "SELECT pg_catalog.pg_replication_origin_progress(%s, true)", (name,)
+                )
+                return
+            except psycopg.errors.ObjectInUse as error:
+                if time.monotonic() > deadline:
+                    raise TargetUnreachable(f"a session still applies group {self._group}") from error
+            await self._end_apply(connection)
+            await asyncio.sleep(0.1)
+
+    async def close(self) -> None:
+        self._archive = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
