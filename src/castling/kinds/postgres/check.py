@@ -80,7 +80,7 @@ def judge_source(facts: SourceFacts, group: str, settings: GroupSettings) -> lis
     found: list[Finding] = []
     add = found.append
     if facts.version < OLDEST:
-        add(_refused("source", "server-too-old", f"version {facts.version // 10000} is older than 13"))
+        add(_refused("source", "server-too-old", "PostgreSQL 13 is the oldest"))
     if facts.in_recovery:
         add(_refused("source", "source-is-standby", "the source is a standby", "name the primary server"))
     if facts.settings.get("wal_level") != "logical":
@@ -252,7 +252,7 @@ def _judge_identity(table: Table) -> Finding:
         Severity.CHANGE,
         str(table),
         "sets-identity-full",
-        f"{why}: it is given REPLICA IDENTITY FULL before it is published; its log entries grow by the old row",
+        f"{why}: it gets REPLICA IDENTITY FULL before it is published; its log entries grow by the old row",
         "give it a primary key, or exclude it, if that is not wanted",
     )
 
@@ -263,9 +263,7 @@ def judge_target(
     """The target against the tables that will be published."""
     found: list[Finding] = []
     if target.version < OLDEST:
-        found.append(
-            _refused("target", "server-too-old", f"version {target.version // 10000} is older than 13")
-        )
+        found.append(_refused("target", "server-too-old", "PostgreSQL 13 is the oldest"))
     if not target.may_replicate:
         found.append(
             _refused(
