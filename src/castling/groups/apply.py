@@ -40,6 +40,7 @@ class ApplyEnd:
     ) -> None:
         self._host = host
         self._folder = folder
+        host.disk.makedirs(folder)  # the receive end may not have been here yet
         self._settings = stream.settings
         self._decoder = decoder
         self._target = target
