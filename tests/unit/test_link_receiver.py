@@ -374,3 +374,16 @@ async def test_an_address_that_is_taken_is_told(tmp_path: Path) -> None:
         with pytest.raises(LinkError, match="can't be listened on"):
             await second.receiver.run()
         second.journal.close()
+
+
+async def test_a_sender_whose_feed_takes_long_to_open_is_not_taken_for_dead(tmp_path: Path) -> None:
+    backup = Backup(tmp_path)
+    async with backup.running() as address:
+        sender = make_sender(address)
+        await sender.connect()
+        streaming_now = backup.receiver._streaming
+        assert streaming_now is not None
+        begun = streaming_now.channel.heard_at
+        await until(lambda: streaming_now.channel.heard_at > begun + 0.9, "a sign of life without a stream")
+        await sender.close()
+        await until(lambda: backup.receiver.report()["peer"] is None, "its goodbye")

@@ -101,7 +101,9 @@ class SourceEnd:
         self._seed_source = seed_source
         hello = HelloInfo(group=stream.group, node=node, epoch=epoch, installation=installation)
         self._sender = Sender(host, address, tls, hello, stream.settings.link)
-        self._bulk_client = BulkClient(host, address, tls, hello, stream.settings.link)
+        self._bulk_client = BulkClient(
+            host, address, tls, hello, stream.settings.link, pace=self._sender.pace
+        )
         self.lag = CommitLag()
         self._feed = CaptureFeed(
             host, _Tracked(capture, self.lag), epoch=epoch, window=stream.settings.link.window

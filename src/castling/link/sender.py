@@ -11,6 +11,7 @@ and the feed goes on behind the far side's tail.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class Sender:
         self._packer = Packer(settings.compression)
         self.pace = pace or Pace(host, settings.bandwidth)
         self._channel: Channel | None = None
+        self._waiting: asyncio.Task[None] | None = None
         self._clocks = Clocks()
         self._flight: deque[tuple[int, int]] = deque()  # last seq and size of each batch on its way
         self._in_flight = 0
@@ -97,7 +99,14 @@ class Sender:
         self._flight.clear()
         self._in_flight, self._sent_seq = 0, None
         self._connects += 1
+        self._waiting = asyncio.create_task(self._keep_alive(channel))
         return welcome
+
+    @staticmethod
+    async def _keep_alive(channel: Channel) -> None:
+        """Opening a feed may take longer than the far side waits in silence."""
+        with contextlib.suppress(LinkError):  # `stream` finds out for itself
+            await channel.beat()
 
     async def stream(self, feed: Feed, *, on_ack: Callable[[Ack], None] | None = None) -> None:
         """Send what the (opened) feed gives until cancelled.
@@ -109,6 +118,7 @@ class Sender:
         if channel is None:
             raise LinkError(f"{self._address} is not connected")
         try:
+            await self._stop_waiting()
             await run_together(self._send(channel, feed), self._listen(channel, feed, on_ack), channel.beat())
         except CastlingError as error:
             self._error = error
@@ -116,14 +126,20 @@ class Sender:
         finally:
             self._drop()
 
+    async def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.cancel()
+            await asyncio.wait((waiting,))
+
     async def close(self) -> None:
         """Say goodbye, if there is anybody, and close. Never fails."""
+        await self._stop_waiting()
         if self._channel is not None:
             try:
-                async with asyncio.timeout(1.0):
-                    await self._channel.write_now(FrameType.BYE)
-            except (LinkError, TimeoutError):
-                pass  # it is being closed anyway
+                with contextlib.suppress(LinkError, TimeoutError):  # it is being closed anyway
+                    async with asyncio.timeout(1.0):
+                        await self._channel.write_now(FrameType.BYE)
             finally:
                 self._drop()
 
