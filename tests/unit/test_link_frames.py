@@ -208,5 +208,7 @@ def test_what_an_error_brings_along_is_bounded() -> None:
 
 
 def test_the_magic_of_a_context_can_not_break_the_error() -> None:
-    refusal = Refusal(code="stale-epoch", message="m", context={"message": "other", "hint": 3, "a b": 1})
+    refusal = Refusal(
+        code="stale-epoch", message="m", context={"message": "other", "hint": 3, "self": 1, "a b": 1}
+    )
     assert str(refusal.as_error()) == "m"

@@ -201,7 +201,8 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     def as_error(self) -> CastlingError:
         """The error that the other side meant, as its own class."""
         found = _errors_by_code().get(self.code)
-        context = {key: value for key, value in self.context.items() if key not in ("message", "hint")}
+        reserved = ("self", "message", "hint")
+        context = {key: value for key, value in self.context.items() if key not in reserved}
         if found is None:
             found = LinkError if self.retryable else LinkRefused
             context["code"] = self.code
