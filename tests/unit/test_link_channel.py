@@ -19,7 +19,7 @@ from castling.host import Host
 from castling.link.channel import Channel
 from castling.link.frames import FrameType, PingBody, encode, encode_header
 from castling.link.pace import Pace
-from castling.link.together import run_together
+from castling.together import run_together
 
 
 class Wire:

@@ -26,6 +26,7 @@ from castling.journal.reader import JournalReader
 from castling.journal.record import START, Position, Record
 from castling.kinds.base import Abandon, Decoder, Piece, Target
 from castling.observe import CommitLag
+from castling.together import run_together
 
 __all__ = ["ApplySession", "Figures"]
 
@@ -122,12 +123,7 @@ class ApplySession:
             self._reader.seek(start)
         self._applied = Mark(START, progress, 0)
         await self._release()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._read(started=start is not None, progress=progress))
-                tasks.create_task(self._write(progress))
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
+        await run_together(self._read(started=start is not None, progress=progress), self._write(progress))
 
     def _first_record(self, progress: int) -> Position | None:
         """No keyframe lies at or before the progress: legal only while nothing is hardened yet,
@@ -280,11 +276,3 @@ class ApplySession:
             "applied_offset": self._applied.offset,
             "queued_bytes": self._queued_bytes,
         }
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a task group: its siblings were only cancelled because of it."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found

@@ -6,7 +6,6 @@ takes the first copy over the bulk channel and tells the source end how far appl
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from castling.journal.record import Tail
 from castling.kinds.base import SeedTarget, Stream
 from castling.link.receiver import Receiver
 from castling.observe import Throughput
+from castling.together import run_together
 
 __all__ = ["ReceiveEnd"]
 
@@ -80,9 +80,7 @@ class ReceiveEnd:
     async def run(self) -> None:
         """Receive until cancelled. Raises only what can't heal: rot, a failed disk."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.receiver.run())
-                tasks.create_task(self._retain())
+            await run_together(self.receiver.run(), self._retain())
         finally:
             await self._seed_target.close()
             self._reader.close()

@@ -25,6 +25,7 @@ from castling.kinds.base import Bulk, BulkCall, Capture, SeedSource, Stream
 from castling.link.feed import CaptureFeed
 from castling.link.sender import Ack, BulkClient, HelloInfo, Sender
 from castling.observe import CommitLag
+from castling.together import run_together
 
 __all__ = ["SourceEnd"]
 
@@ -163,17 +164,21 @@ class SourceEnd:
             call = await self._bulk_client.open()
             await call(BulkRequest("seed.begin").encode(), None)
             await self._feed.open(Tail())
-            async with asyncio.TaskGroup() as tasks:
-                streaming = tasks.create_task(self._sender.stream(self._feed, on_ack=self._on_ack))
-                await self._seed_source.run(_KindBulk(self._bulk_client))
-                await call(BulkRequest("seed.finish").encode(), None)
-                self._settle(backoff)
-                await streaming
-        except BaseExceptionGroup as group:
-            raise _most_telling(group) from None
+            await run_together(
+                self._sender.stream(self._feed, on_ack=self._on_ack), self._copy(call, backoff)
+            )
         finally:
             await self._bulk_client.close()
             await self._seed_source.close()
+
+    async def _copy(self, call: BulkCall, backoff: Backoff) -> None:
+        """Send the first copy, then stay: the stream beside it goes on."""
+        await self._seed_source.run(_KindBulk(self._bulk_client))
+        await call(BulkRequest("seed.finish").encode(), None)
+        await self._bulk_client.close()
+        await self._seed_source.close()
+        self._settle(backoff)
+        await asyncio.get_running_loop().create_future()
 
     def _on_ack(self, ack: Ack) -> None:
         now_ns = self._host.wall_ns()
@@ -223,19 +228,3 @@ class SourceEnd:
             "link": self._sender.report(),
             "capture": self._capture.report(),
         }
-
-
-def _most_telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Of several failures the one that can't heal, else the first."""
-    found: list[BaseException] = []
-    waiting: list[BaseException] = [group]
-    while waiting:
-        error = waiting.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            waiting.extend(error.exceptions)
-        else:
-            found.append(error)
-    for error in found:
-        if not isinstance(error, CastlingError) or not error.retryable:
-            return error
-    return found[0]

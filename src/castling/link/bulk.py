@@ -23,7 +23,7 @@ from castling.link.codec import Packer
 from castling.link.frames import DATA_MAX, FrameType, Purpose, Refusal, data_head, decode, decode_data, encode
 from castling.link.handshake import HelloInfo, dial
 from castling.link.pace import Pace
-from castling.link.together import run_together
+from castling.together import run_together
 
 __all__ = ["BulkClient", "BulkHandler", "serve_bulk"]
 

@@ -22,7 +22,7 @@ from castling.journal.marks import Mark
 from castling.journal.record import Position, Tail
 from castling.link.channel import BEAT_S, Channel
 from castling.link.frames import AckBody, Batch, FrameType, Hello, Spot, decode_batch, encode
-from castling.link.together import run_together
+from castling.together import run_together
 
 __all__ = ["UNHARDENED_MAX", "Hardening", "Intake"]
 

@@ -26,8 +26,8 @@ from castling.link.channel import Channel
 from castling.link.frames import FrameType, Hello, Purpose, decode, encode
 from castling.link.handshake import HELLO_WITHIN_S, verify, welcome
 from castling.link.intake import Hardening, Intake
-from castling.link.together import run_together
 from castling.observe import Throughput
+from castling.together import run_together
 
 __all__ = ["Receiver"]
 

@@ -29,7 +29,7 @@ from castling.link.feed import Feed, Run
 from castling.link.frames import AckBody, FrameType, Purpose, batch_head, decode
 from castling.link.handshake import HelloInfo, Welcome, dial
 from castling.link.pace import Pace
-from castling.link.together import run_together
+from castling.together import run_together
 
 __all__ = ["Ack", "BulkClient", "HelloInfo", "Sender", "Welcome"]
 
