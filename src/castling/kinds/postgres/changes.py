@@ -71,10 +71,11 @@ class NetStep:
     """What a keyed table comes to: apply deletes, then updates, then inserts.
 
     `deletes`: key fields. `updates`: rows by which columns were sent; a row's unsent fields
-    are None. Rows of `inserts` are whole.
+    are None. Rows of `inserts` are whole. `changes`: what this is the outcome of, in order.
     """
 
     relation: Relation
+    changes: list[Insert | Update | Delete] = field(default_factory=list)
     deletes: list[Row] = field(default_factory=list)
     updates: list[Row] = field(default_factory=list)
     inserts: list[Row] = field(default_factory=list)
@@ -147,6 +148,8 @@ class _Table:
         self._updates: dict[bytes, Row] = {}
         self._inserts: dict[bytes, Row] = {}
         self._keyless: list[Row] = []
+        self._changes: list[Insert | Update | Delete] = []
+        self._row_changes = 0
 
     def steps(self) -> list[Step]:
         self._close()
@@ -157,21 +160,30 @@ class _Table:
             self._done.append(
                 NetStep(
                     self.relation,
+                    self._changes,
                     list(self._deletes.values()),
                     list(self._updates.values()),
                     [*self._inserts.values(), *self._keyless],
                 )
             )
             self._deletes, self._updates, self._inserts, self._keyless = {}, {}, {}, []
+        self._changes = []
 
     def _row_by_row(self, change: Insert | Update | Delete) -> None:
         self._close()
+        self._row_changes += 1
         if self._done and isinstance(last := self._done[-1], RowStep):
             last.changes.append(change)
         else:
             self._done.append(RowStep(self.relation, [change]))
 
     def add(self, change: Insert | Update | Delete) -> None:
+        before = self._row_changes
+        self._collect(change)
+        if self._row_changes == before:
+            self._changes.append(change)
+
+    def _collect(self, change: Insert | Update | Delete) -> None:
         if isinstance(change, Insert):
             self._insert(change)
         elif not self._keys:

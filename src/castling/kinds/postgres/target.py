@@ -5,8 +5,8 @@ applied and how far apply has come can't disagree, whatever dies. While it appli
 session is a replication replica: the target's foreign keys and ordinary triggers stay quiet,
 because the source has already obeyed them.
 
-A transaction is first tried as sets inside a savepoint; where that is not exact it is
-replayed row by row in the source's order. The target need not sync at each commit: the
+Each table's net change is first tried as a set inside a savepoint; where that is not exact it
+is replayed row by row in the source's order (see `writer`). The target need not sync at each commit: the
 journal keeps everything until the progress is flushed (`durable`).
 """
 
@@ -27,8 +27,9 @@ from castling.errors import TargetDiverged, TargetError, TargetUnreachable
 from castling.kinds.base import Commit, Piece
 from castling.kinds.postgres.changes import Change, coalesce
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.lsn import lsn_text, parse_lsn
 from castling.kinds.postgres.mapping import Mapping
-from castling.kinds.postgres.writer import NotExact, Writer, register_fields
+from castling.kinds.postgres.writer import Writer, register_fields
 
 __all__ = ["PostgresTarget", "lsn_text", "origin_name", "parse_lsn"]
 
@@ -41,14 +42,12 @@ _SESSION = (
     "SET TimeZone = 'UTC'",
     "SET extra_float_digits = 1",
     "SET bytea_output = hex",
+    "SET lc_monetary = 'C'",
     "SET statement_timeout = 0",
     "SET idle_in_transaction_session_timeout = 0",
     "SET lock_timeout = '30s'",
     "SET row_security = off",
 )
-
-#: what says that sets are not the way, though the changes may well be right
-_REPLAY = (psycopg.errors.IntegrityError, psycopg.errors.DataError, NotExact)
 
 #: what passes by itself
 _RETRY = (
@@ -61,17 +60,6 @@ _RETRY = (
 )
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def lsn_text(lsn: int) -> str:
-    """A log position as PostgreSQL writes it."""
-    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
-
-
-def parse_lsn(text: str) -> int:
-    """The reverse of `lsn_text`."""
-    high, _, low = text.partition("/")
-    return (int(high, 16) << 32) | int(low, 16)
 
 
 def origin_name(group: str) -> str:
@@ -93,8 +81,6 @@ class PostgresTarget:
         self._connection: AsyncConnection[Any] | None = None
         self._writer: Writer | None = None
         self._in_transaction = False
-        self._sets = 0
-        self._replays = 0
 
     # --- connecting ---------------------------------------------------------------------------
 
@@ -153,7 +139,7 @@ class PostgresTarget:
         if connection is None or connection.closed:
             raise TargetUnreachable("the connection to the target is gone")
         if not self._in_transaction:
-            await connection.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+            await connection.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED; SET CONSTRAINTS ALL DEFERRED")
             self._in_transaction = True
         return connection
 
@@ -162,25 +148,12 @@ class PostgresTarget:
         if not changes:
             return
         with self._explained():
-            connection = await self._begin()
+            await self._begin()
             assert self._writer is not None
             steps = coalesce(changes)
             await self._writer.prepare(steps)
-            await connection.execute(b"SAVEPOINT castling")
-            try:
-                await self._writer.write_sets(steps)
-                self._sets += 1
-            except _REPLAY:
-                await connection.execute(b"ROLLBACK TO SAVEPOINT castling")
-                await self._replay(connection, changes)
-            await connection.execute(b"RELEASE SAVEPOINT castling")
-
-    async def _replay(self, connection: AsyncConnection[Any], changes: Sequence[Change]) -> None:
-        self._replays += 1
-        await connection.execute(b"SET CONSTRAINTS ALL DEFERRED")
-        assert self._writer is not None
-        for change in changes:
-            await self._writer.write_row(change)
+            for step in steps:
+                await self._writer.write(step)
 
     async def commit(self, commit: Commit) -> None:
         with self._explained():
@@ -249,6 +222,6 @@ class PostgresTarget:
         return {
             "connected": self._connection is not None and not self._connection.closed,
             "origin": self._origin,
-            "set_batches": self._sets,
-            "replayed_batches": self._replays,
+            "sets": None if self._writer is None else self._writer.sets,
+            "replays": None if self._writer is None else self._writer.replays,
         }

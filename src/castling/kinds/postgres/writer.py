@@ -13,12 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import psycopg
-from psycopg import AsyncConnection, pq
+from psycopg import AsyncConnection, AsyncCursor, pq
 from psycopg.abc import Buffer
 from psycopg.adapt import AdaptersMap, Dumper
 
 from castling.errors import TargetDiverged
-from castling.kinds.postgres.changes import Change, Delete, Insert, NetStep, RowStep, Step, Truncate, Update
+from castling.kinds.postgres.changes import (
+    Delete,
+    Insert,
+    NetStep,
+    RowStep,
+    Step,
+    Truncate,
+    TruncateStep,
+    Update,
+)
 from castling.kinds.postgres.mapping import Mapping
 from castling.kinds.postgres.messages import Fields, Relation, Row
 from castling.kinds.postgres.statements import (
@@ -43,10 +52,18 @@ __all__ = ["NotExact", "Writer", "register_fields"]
 
 #: rows copied with one write to the connection
 _COPY_ROWS = 2000
+#: a step of no more changes than this is cheaper row by row than through a staging table
+_FEW = 8
+#: row changes on their way at once
+_PIPELINED = 500
 
 
 class NotExact(Exception):
     """The set form did not touch the rows it should have; the changes must be replayed one by one."""
+
+
+#: what says that sets are not the way, though the changes may well be right
+_REPLAY = (psycopg.errors.IntegrityError, psycopg.errors.DataError, NotExact)
 
 
 class _Binary(bytes):
@@ -110,6 +127,9 @@ class Writer:
         self._connection = connection
         self._mapping = mapping
         self._stages: dict[tuple[str, Shape], str] = {}
+        #: steps written as sets, and steps whose set form was not exact and which were replayed
+        self.sets = 0
+        self.replays = 0
 
     def forget_stages(self) -> None:
         """The transaction that made staging tables was rolled back."""
@@ -120,16 +140,16 @@ class Writer:
     async def prepare(self, steps: Sequence[Step]) -> None:
         """Look up every table and make the staging tables, outside of any savepoint."""
         for step in steps:
-            if isinstance(step, NetStep):
+            if isinstance(step, NetStep) and len(step.changes) > _FEW:
                 table = await self._mapping.table(step.relation)
                 for rows in (step.deletes, step.updates, [row for row in step.inserts if row.text]):
                     for shape in _by_shape(step.relation, self._keys_only(step, rows)):
                         await self._stage(table, shape)
-            elif isinstance(step, RowStep):
-                await self._mapping.table(step.relation)
-            else:
+            elif isinstance(step, TruncateStep):
                 for relation in step.truncate.relations:
                     await self._mapping.table(relation)
+            else:
+                await self._mapping.table(step.relation)
 
     @staticmethod
     def _keys_only(step: NetStep, rows: list[Row]) -> list[Row]:
@@ -150,16 +170,25 @@ class Writer:
             self._stages[key] = name
         return name
 
-    async def write_sets(self, steps: Sequence[Step]) -> None:
-        """Apply the steps in order. NotExact when a count is off; integrity errors as psycopg's own."""
-        for step in steps:
-            if isinstance(step, NetStep):
-                await self._write_net(step)
-            elif isinstance(step, RowStep):
-                for change in step.changes:
-                    await self.write_row(change)
-            else:
-                await self._truncate(step.truncate)
+    async def write(self, step: Step) -> None:
+        """Apply one step. TargetDiverged when the target is not what the source's changes presume."""
+        if isinstance(step, TruncateStep):
+            await self._truncate(step.truncate)
+        elif isinstance(step, RowStep) or len(step.changes) <= _FEW:
+            await self._write_rows(step.changes)
+        else:
+            await self._write_set(step)
+
+    async def _write_set(self, step: NetStep) -> None:
+        await self._connection.execute(b"SAVEPOINT castling_set")
+        try:
+            await self._write_net(step)
+            self.sets += 1
+        except _REPLAY:
+            await self._connection.execute(b"ROLLBACK TO SAVEPOINT castling_set")
+            self.replays += 1
+            await self._write_rows(step.changes)
+        await self._connection.execute(b"RELEASE SAVEPOINT castling_set")
 
     async def _write_net(self, step: NetStep) -> None:
         table = await self._mapping.table(step.relation)
@@ -204,40 +233,48 @@ class Writer:
 
     # --- row by row ---------------------------------------------------------------------------
 
-    async def write_row(self, change: Change) -> None:
-        """Apply one change. TargetDiverged when its row is not there, or is there already."""
-        if isinstance(change, Truncate):
-            await self._truncate(change)
-            return
+    async def _write_rows(self, changes: Sequence[Insert | Update | Delete]) -> None:
+        """One by one, in the source's order; many on their way at once. When one of them fails, they are
+        done again singly, so that the error can name it."""
+        for at in range(0, len(changes), _PIPELINED):
+            some = changes[at : at + _PIPELINED]
+            await self._connection.execute(b"SAVEPOINT castling_rows")
+            try:
+                async with self._connection.pipeline():
+                    cursors = [await self._send_row(change) for change in some]
+                exact = all(cursor.rowcount == 1 for cursor in cursors)
+            except (psycopg.errors.IntegrityError, psycopg.errors.DataError):
+                exact = False
+            if not exact:
+                await self._connection.execute(b"ROLLBACK TO SAVEPOINT castling_rows")
+                for change in some:
+                    await self._write_row(change)
+            await self._connection.execute(b"RELEASE SAVEPOINT castling_rows")
+
+    async def _send_row(self, change: Insert | Update | Delete) -> AsyncCursor[tuple[object, ...]]:
+        statement, parameters = await self._row_statement(change)
+        return await self._connection.execute(statement.encode(), parameters, prepare=True)
+
+    async def _row_statement(self, change: Insert | Update | Delete) -> tuple[str, list[bytes | None]]:
         table = await self._mapping.table(change.relation)
+        keys = change.relation.keys
         if isinstance(change, Insert):
             shape = shape_of(change.relation, change.new.fields, change.new.text)
-            await self._one(change, table, insert_row(table, shape), _parameters(change.new, shape.sent))
-        elif isinstance(change, Delete):
-            old, keys = self._old(change.relation, change.old)
-            await self._one(
-                change, table, delete_row(table, old, keys), _parameters(change.old, keys or old.sent)
-            )
-        else:
-            await self._update_row(change, table)
-
-    async def _update_row(self, change: Update, table: TargetTable) -> None:
+            return insert_row(table, shape), _parameters(change.new, shape.sent)
+        if isinstance(change, Delete):
+            old = shape_of(change.relation, change.old.fields, change.old.text)
+            return delete_row(table, old, keys), _parameters(change.old, keys or old.sent)
         before = change.old or change.new
-        old, keys = self._old(change.relation, before)
+        old = shape_of(change.relation, before.fields, before.text)
         new = shape_of(change.relation, change.new.fields, change.new.text)
         statement, indexes = update_row(table, new, old, keys)
-        parameters = _parameters(change.new, indexes) + _parameters(before, keys or old.sent)
-        await self._one(change, table, statement, parameters)
+        return statement, _parameters(change.new, indexes) + _parameters(before, keys or old.sent)
 
-    @staticmethod
-    def _old(relation: Relation, row: Row) -> tuple[Shape, tuple[int, ...]]:
-        return shape_of(relation, row.fields, row.text), relation.keys
-
-    async def _one(
-        self, change: Change, table: TargetTable, statement: str, parameters: list[bytes | None]
-    ) -> None:
+    async def _write_row(self, change: Insert | Update | Delete) -> None:
+        """Apply one change. TargetDiverged when its row is not there, or is there already."""
+        table = change.relation
         try:
-            cursor = await self._connection.execute(statement.encode(), parameters, prepare=True)
+            cursor = await self._send_row(change)
         except psycopg.errors.IntegrityError as error:
             raise TargetDiverged(
                 f"{table} on the target objects to a change of the source: {error.diag.message_primary}",
@@ -263,9 +300,8 @@ _DIVERGED = (
 )
 
 
-def _told_by(change: Change) -> str:
+def _told_by(change: Insert | Update | Delete) -> str:
     """The key of a change, for people: names and values as they came (binary ones in hex)."""
-    assert not isinstance(change, Truncate)
     row = change.new if isinstance(change, Insert) else change.old
     if row is None:
         assert isinstance(change, Update)
