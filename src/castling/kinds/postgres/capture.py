@@ -1,13 +1,10 @@
-"""Captures a PostgreSQL database from its log: pgoutput's messages into journal drafts.
+"""Captures a PostgreSQL database from its log: the server's messages, made into drafts by `drafts`.
 
-Messages are not looked into beyond their kind: what the server says is what the journal
-holds (docs/formats/postgres-stream.md). A draft's `offset` is the end of the last commit
-before it ends, because that is where the server would have to begin again.
-
-    SESSION   the continuity token: first draft after every open
-    DATA      messages; with KEYFRAME it begins with every table description known so far, so
-              that decoding can begin there
-    BARRIER   nothing happened for us up to `offset`; lets the source forget its idle log
+Before the first message it is proven that the source is the one the journal was written from
+and can give what follows the journal's end (`session`, `publication`); when that can't be
+proven the stream ends loudly. What is acknowledged to the source never exceeds what the
+far journal holds durably: so the source forgets nothing too early, and a slot that stands
+further than the journal is known to be another.
 
 Reads are paced while there is a backlog (see `replication`), immediate when idle and with
 synchronous delivery.
@@ -16,61 +13,67 @@ synchronous delivery.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import struct
 import time
 from typing import Any
 
+import msgspec
+import psycopg
+
 from castling.config import DatabaseSettings, GroupSettings
-from castling.errors import ContinuityLost, SourceUnreachable
+from castling.errors import CastlingError, ContinuityLost, NotReplicable, SourceUnreachable
 from castling.journal.record import Draft, Flag, RecordType
-from castling.kinds.postgres.catalog import Table, types_agree
+from castling.kinds.postgres.catalog import Table, read_tables, types_agree
 from castling.kinds.postgres.connect import connect
-from castling.kinds.postgres.heartbeat import PREFIX, Heartbeat
-from castling.kinds.postgres.messages import pack_frames, unix_ns
-from castling.kinds.postgres.publication import ensure_publication, publication_name
+from castling.kinds.postgres.drafts import DRAFT_BYTES, DraftMaker
+from castling.kinds.postgres.heartbeat import Heartbeat
+from castling.kinds.postgres.lsn import parse_lsn
+from castling.kinds.postgres.publication import published, read_published
 from castling.kinds.postgres.replication import Keepalive, ReplicationConnection, WalData
-from castling.kinds.postgres.session import Session, Source, check_continuity, slot_name
+from castling.kinds.postgres.session import (
+    Published,
+    Session,
+    Source,
+    check_continuity,
+    check_published,
+    created_lsn,
+    remembered,
+    slot_name,
+)
 from castling.kinds.postgres.sync import SyncGuard, release_commits
-from castling.kinds.postgres.target import lsn_text, parse_lsn
+from castling.observe import events
 
-__all__ = ["PostgresCapture", "application_name", "read_source"]
+__all__ = ["PostgresCapture", "read_source"]
 
-_COMMIT = struct.Struct(">cBQQq")
-_MESSAGE = struct.Struct(">cBQ")
-_OID = struct.Struct(">I")
-
-#: bytes of messages in one draft, about
-DRAFT_BYTES = 1 << 20
-#: bytes of messages between two keyframes
-KEYFRAME_BYTES = 16 << 20
 #: a read that gathered more than this means a backlog
 BACKLOG_BYTES = 64 << 10
 #: how long messages may gather while there is a backlog, seconds
 PACE_S = 0.01
 #: seconds between two status updates to the source
 STATUS_S = 1.0
+#: seconds between two looks at what is published
+WATCH_S = 30.0
+#: how long a source that shuts down may wait for the backup to acknowledge, seconds
+SHUTDOWN_S = 5.0
+
+_OBJECT_IN_USE = "55006"
 
 
-def application_name(group: str, backup: str) -> str:
-    """How the stream's connection calls itself: the name of the synchronous standby."""
-    return f"castling_{group}_{backup}".replace("-", "_")
-
-
-async def read_source(connection: ReplicationConnection, slot: str) -> Source:
-    """What the server says of itself and of `slot`."""
+async def read_source(connection: ReplicationConnection, name: str) -> Source:
+    """What the server says of itself and of the stream's slot and publication, both called `name`."""
     system_id, timeline, _, database = (await connection.query("IDENTIFY_SYSTEM"))[0]
     rows = await connection.query(
         "SELECT pg_catalog.current_setting('server_version_num'),"
         " CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()"
-        " ELSE pg_catalog.pg_current_wal_flush_lsn() END"
+        " ELSE pg_catalog.pg_current_wal_flush_lsn() END,"
+        " (SELECT pg_catalog.obj_description(oid, 'pg_publication') FROM pg_catalog.pg_publication"
+        f" WHERE pubname = '{name}')"
     )
     slots = await connection.query(
         "SELECT plugin, database, confirmed_flush_lsn, wal_status FROM pg_catalog.pg_replication_slots"
-        f" WHERE slot_name = '{slot}'"
+        f" WHERE slot_name = '{name}'"
     )
     plugin, slot_database, confirmed, wal_status = slots[0] if slots else (None, None, None, None)
-    version, flush = rows[0]
+    version, flush, comment = rows[0]
     return Source(
         system_id=str(system_id),
         timeline=int(str(timeline)),
@@ -81,6 +84,7 @@ async def read_source(connection: ReplicationConnection, slot: str) -> Source:
         slot_database=slot_database,
         confirmed_lsn=None if confirmed is None else parse_lsn(confirmed),
         wal_status=wal_status,
+        created_lsn=created_lsn(comment),
     )
 
 
@@ -94,75 +98,104 @@ class PostgresCapture:
         self._group = group
         self._settings = settings
         self._database = database
-        self._slot = slot_name(group, backup)
-        self._application = application_name(group, backup)
-        self._paced = settings.delivery != "sync"
+        #: the slot, the publication and the synchronous standby all have the stream's name
+        self._name = slot_name(group, backup)
+        self._is_sync = settings.delivery == "sync"
         self._connection: ReplicationConnection | None = None
         self._heartbeat = Heartbeat(database, group=group, interval_s=settings.heartbeat)
         self._guard = SyncGuard(group, backup, settings, database)
         self._background: list[asyncio.Task[None]] = []
+        self._log = events("capture").bind(group=group, backup=backup)
+        self._failure: CastlingError | None = None
+        self._maker = DraftMaker(resume=0, begins=0, any_commit=True)
+        self._session: Session | None = None
         self._pending: list[Draft] = []
-        self._messages: list[bytes] = []
-        self._commits: list[int] = []
-        self._size = 0
-        self._flags = Flag.NONE
-        self._since_keyframe = 0
-        self._descriptions: dict[bytes, bytes] = {}
-        self._in_transaction = False
-        self._resume = 0
+        self._begins = 0
         self._received = 0
         self._confirmed = 0
         self._told_s = 0.0
-        self._idle_told_s = 0.0
+        self._asked_s: float | None = None
         self._backlog = False
         self._seen_ns: int | None = None
         self._frames = 0
         self._bytes = 0
-        self._binary: bool | None = None
+        self._unprotected: list[str] = []
 
     # --- opening ------------------------------------------------------------------------------
 
     async def open(self, *, resume: int, session: bytes | None) -> None:
         await self.close()
         known = None if session is None else Session.decode(session)
-        tables = await self._publish()
-        connection = ReplicationConnection(self._database, application_name=self._application)
+        connection = ReplicationConnection(self._database, application_name=self._name)
         try:
             await connection.open()
-            source = await read_source(connection, self._slot)
-            check_continuity(source, slot=self._slot, resume=resume, session=known)
-            start = resume if known is not None else source.confirmed_lsn
-            assert start is not None, "the continuity check lets no stream begin without a slot"
-            self._binary = source.server_version >= 140000 and types_agree(tables)
-            await self._start(connection, start, source.server_version)
+            source = await read_source(connection, self._name)
+            if source.server_version < 140000:
+                raise NotReplicable("PostgreSQL 14 is the oldest source: older ones send no messages")
+            check_continuity(source, slot=self._name, resume=resume, session=known)
+            found, tables = await self._look(known)
+            begins = source.confirmed_lsn
+            assert begins is not None, "the continuity check lets no stream begin without a slot"
+            start = begins if known is None else resume
+            token = self._token(source, found, start=start, binary=types_agree(tables))
+            await self._start(connection, binary=token.binary)
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
-        self._begin(start, source)
-        self._background = [asyncio.create_task(self._heartbeat.run())]
-        if self._settings.delivery == "sync":
-            self._background.append(asyncio.create_task(self._guard.run()))
+        any_commit = start == source.created_lsn or (
+            known is not None and known.rests and known.start_lsn == resume
+        )
+        self._begin(connection, token, begins=begins, any_commit=any_commit)
 
-    async def _publish(self) -> list[Table]:
-        connection = await connect(self._database, application_name=f"castling setup {self._group}")
+    async def _look(self, known: Session | None) -> tuple[Published, list[Table]]:
+        """What is published, proven to be what `known` says; and the published tables."""
+        asked = known.tables if known is not None else []
+        async with asyncio.timeout(self.TAKEOVER_S):
+            connection = await connect(self._database, application_name=f"castling setup {self._group}")
         try:
-            return await ensure_publication(connection, self._group, self._settings)
+            found = await read_published(connection, self._name, asked)
+            tables = await read_tables(connection)
         finally:
             await connection.close()
+        if known is not None:
+            check_published(found, publication=self._name, session=known)
+        listed = set(found.tables)
+        missing = [str(table) for table in published(tables, self._settings) if table.oid not in listed]
+        if missing and missing != self._unprotected:
+            self._log.warning("capture.tables_unprotected", tables=missing[:20], count=len(missing))
+        self._unprotected = missing
+        return found, [table for table in tables if table.oid in listed]
 
-    async def _start(self, connection: ReplicationConnection, start: int, version: int) -> None:
-        options = [f"proto_version '1', publication_names '{publication_name(self._group)}'"]
-        if version >= 140000:
-            options.append(f"binary '{'true' if self._binary else 'false'}', messages 'true'")
-        command = f"START_REPLICATION SLOT {self._slot} LOGICAL {lsn_text(start)} ({', '.join(options)})"
+    def _token(self, source: Source, found: Published, *, start: int, binary: bool) -> Session:
+        tables, digest = remembered(found.tables)
+        return Session(
+            system_id=source.system_id,
+            timeline=source.timeline,
+            database=source.database,
+            slot=self._name,
+            publication=self._name,
+            server_version=source.server_version,
+            start_lsn=start,
+            binary=binary,
+            created_lsn=source.created_lsn,
+            tables=tables,
+            tables_digest=digest,
+        )
+
+    async def _start(self, connection: ReplicationConnection, *, binary: bool) -> None:
+        """Begin at what the slot has confirmed: the part that the journal holds already is the proof
+        that the source's history is the journal's (see `drafts`)."""
+        command = (
+            f"START_REPLICATION SLOT {self._name} LOGICAL 0/0 (proto_version '1',"
+            f" publication_names '{self._name}', binary '{'true' if binary else 'false'}', messages 'true')"
+        )
         deadline = time.monotonic() + self.TAKEOVER_S
         while True:
             try:
                 await connection.start(command)
                 return
             except SourceUnreachable as error:
-                if "is active" not in str(error) or time.monotonic() > deadline:
+                if error.context.get("sqlstate") != _OBJECT_IN_USE or time.monotonic() > deadline:
                     raise
             await self._end_predecessor(connection)
 
@@ -171,32 +204,45 @@ class PostgresCapture:
         await connection.query(
             "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a"
             " JOIN pg_catalog.pg_replication_slots s ON s.active_pid = a.pid"
-            f" WHERE s.slot_name = '{self._slot}' AND a.application_name = '{self._application}'"
+            f" WHERE s.slot_name = '{self._name}' AND a.application_name = '{self._name}'"
         )
         await asyncio.sleep(0.1)
 
-    def _begin(self, start: int, source: Source) -> None:
-        self._resume = self._received = self._confirmed = start
-        self._descriptions.clear()
-        self._messages, self._commits, self._size = [], [], 0
-        self._in_transaction, self._backlog = False, False
-        self._since_keyframe, self._flags = 0, Flag.NONE
-        token = Session(
-            system_id=source.system_id,
-            timeline=source.timeline,
-            database=source.database,
-            slot=self._slot,
-            publication=publication_name(self._group),
-            server_version=source.server_version,
-            start_lsn=start,
-            binary=bool(self._binary),
-        )
+    def _begin(
+        self, connection: ReplicationConnection, token: Session, *, begins: int, any_commit: bool
+    ) -> None:
+        self._connection, self._session, self._failure = connection, token, None
+        start = token.start_lsn
+        self._maker = DraftMaker(resume=start, begins=begins, any_commit=any_commit)
+        self._begins = self._received = begins
+        self._confirmed = start
+        self._asked_s, self._backlog = None, False
         self._pending = [Draft(RecordType.SESSION, token.encode(), start, Flag.KEYFRAME)]
+        self._background = [asyncio.create_task(self._heartbeat.run()), asyncio.create_task(self._watch())]
+        if self._is_sync:
+            self._background.append(asyncio.create_task(self._guard.run()))
+
+    async def _watch(self) -> None:
+        """Look from time to time whether what should be published still is."""
+        while self._failure is None:
+            await asyncio.sleep(WATCH_S)
+            try:
+                await self._look(self._session)
+            except ContinuityLost as error:
+                self._failure = error
+            except (CastlingError, psycopg.Error, TimeoutError) as error:
+                self._log.info("capture.look_failed", error=str(error))  # the stream itself will tell
 
     # --- reading ------------------------------------------------------------------------------
 
     async def read(self) -> list[Draft]:
-        while not self._pending:
+        # not even the session is told to the journal before the source is proven to be the one of it
+        while not (self._pending and self._maker.proven):
+            if self._failure is not None:
+                raise self._failure
+            for task in self._background:
+                if task.done():
+                    task.result()  # it works until it is cancelled, or has failed
             await self._gather()
         drafts, self._pending = self._pending, []
         return drafts
@@ -205,136 +251,102 @@ class PostgresCapture:
         connection = self._connection
         if connection is None:
             raise SourceUnreachable("the capture is not open")
-        if self._backlog and self._paced:
+        if self._backlog and not self._is_sync:
             await asyncio.sleep(PACE_S)
         else:
             await connection.wait(STATUS_S)
-        before = self._bytes
+        maker = self._maker
+        frames, before = maker.frames, maker.bytes
         for item in connection.gather(DRAFT_BYTES):
             if isinstance(item, WalData):
-                self._take(item.message)
+                maker.take(item.message)
             else:
                 self._take_keepalive(item)
-        self._backlog = self._bytes - before > BACKLOG_BYTES
-        self._close_draft()
+        self._backlog = maker.bytes - before > BACKLOG_BYTES
+        self._frames += maker.frames - frames
+        self._bytes += maker.bytes - before
+        self._seen_ns = max(filter(None, (self._seen_ns, maker.heartbeat_ns)), default=None)
+        self._pending += maker.ready()
         self._tell(force=False)
 
-    def _take(self, message: bytes) -> None:
-        kind = message[0]
-        self._frames += 1
-        self._bytes += len(message)
-        if kind == 0x42:  # B
-            self._in_transaction = True
-            if self._since_keyframe >= KEYFRAME_BYTES:
-                self._begin_keyframe()
-        elif kind in b"RY":
-            self._descriptions[message[:5]] = message
-        elif kind == 0x4D:  # M
-            self._take_message(message)
-        self._messages.append(message)
-        self._size += len(message) + 4
-        if kind == 0x43:  # C
-            _, _, _, end, time_us = _COMMIT.unpack(message)
-            self._in_transaction = False
-            self._resume = end
-            self._commits.append(unix_ns(time_us))
-        if self._size >= DRAFT_BYTES:
-            self._close_draft()
-
-    def _begin_keyframe(self) -> None:
-        """Begin a draft in which decoding can begin: every description first."""
-        self._close_draft()
-        self._messages = list(self._descriptions.values())
-        self._size = sum(len(message) + 4 for message in self._messages)
-        self._flags = Flag.KEYFRAME
-        self._since_keyframe = 0
-
-    def _take_message(self, message: bytes) -> None:
-        start = _MESSAGE.size
-        end = message.find(b"\0", start)
-        if message[start:end] == PREFIX.encode():
-            with contextlib.suppress(ValueError):
-                self._seen_ns = int(message[end + 5 :])
-
-    def _close_draft(self) -> None:
-        if not self._messages:
-            return
-        self._pending.append(
-            Draft(
-                RecordType.DATA,
-                pack_frames(self._messages),
-                self._resume,
-                self._flags,
-                commits=tuple(self._commits),
-            )
-        )
-        self._since_keyframe += self._size
-        self._messages, self._commits, self._size, self._flags = [], [], 0, Flag.NONE
-
     def _take_keepalive(self, keepalive: Keepalive) -> None:
-        """The server has nothing more for us before `wal_end`: so is the journal to say, now and then,
-        or at once when the server waits for it (it does when it shuts down)."""
+        """The server has nothing more for us before `wal_end`. When it asks for an answer it mostly
+        shuts down, and waits until that is safe on the backup; a while, then it is let go."""
+        maker = self._maker
         self._received = max(self._received, keepalive.wal_end)
+        self._nudge_if_due()
+        if not keepalive.reply:
+            return
         now_s = time.monotonic()
-        due = keepalive.reply or now_s - self._idle_told_s >= STATUS_S
-        if due and not self._in_transaction and keepalive.wal_end > self._resume:
-            self._close_draft()
-            self._resume = keepalive.wal_end
-            self._pending.append(Draft(RecordType.BARRIER, b"", self._resume))
-            self._idle_told_s = now_s
-        if keepalive.reply:
-            self._tell(force=True)
+        if self._asked_s is None:
+            self._asked_s = now_s
+        elif now_s - self._asked_s > SHUTDOWN_S:
+            raise SourceUnreachable("the source shuts down and is not kept waiting for the backup")
+        if not maker.in_transaction and keepalive.wal_end > maker.resume and self._session is not None:
+            token = msgspec.structs.replace(self._session, start_lsn=keepalive.wal_end, rests=True)
+            maker.rest(token.encode(), keepalive.wal_end)
+        self._tell(force=True)
+
+    def _nudge_if_due(self) -> None:
+        """With synchronous delivery, commits that are not ours to carry (of other tables, other databases)
+        wait for us too. A heartbeat behind them lets them go at once."""
+        maker = self._maker
+        if self._is_sync and not maker.in_transaction and self._received > maker.resume == self._confirmed:
+            self._heartbeat.nudge()
 
     # --- acknowledging ------------------------------------------------------------------------
 
     async def acknowledge(self, offset: int) -> None:
-        if offset > self._resume:
-            raise ContinuityLost(
-                f"{lsn_text(offset)} was acknowledged though only {lsn_text(self._resume)} was captured"
-            )
+        resume = self._maker.resume
+        assert offset <= resume, "more was acknowledged than was captured"
         if offset > self._confirmed:
             self._confirmed = offset
+            self._asked_s = None
             self._tell(force=True)
-        self._guard.acknowledged(caught_up=offset == self._resume and not self._backlog)
+        self._nudge_if_due()
+        self._guard.acknowledged(caught_up=offset == resume and not self._backlog)
 
     def _tell(self, *, force: bool) -> None:
         now_s = time.monotonic()
         if self._connection is None or not (force or now_s - self._told_s >= STATUS_S):
             return
         self._told_s = now_s
-        received = max(self._received, self._resume, self._confirmed)
-        self._connection.tell(received=received, confirmed=self._confirmed, now_ns=time.time_ns())
+        # what is confirmed is forgotten by the source: nothing before the proof that it is the right one
+        confirmed = self._confirmed if self._maker.proven else self._begins
+        received = max(self._received, confirmed)
+        self._connection.tell(received=received, confirmed=confirmed, now_ns=time.time_ns())
 
     async def stop(self) -> None:
         """The group is stopped on purpose: commits on the source must not wait for it any longer."""
-        if self._settings.delivery == "sync":
+        if self._is_sync:
             await release_commits(self._group, self._settings, self._database)
 
     # --- closing ------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        for task in self._background:
+        background, self._background = self._background, []
+        for task in background:
             task.cancel()
-        if self._background:
-            await asyncio.gather(*self._background, return_exceptions=True)
-            self._background = []
+        if background:
+            await asyncio.wait(background)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
         self._pending = []
 
     def report(self) -> dict[str, Any]:
-        flush = self._heartbeat.flush_lsn
+        flush, resume = self._heartbeat.flush_lsn, self._maker.resume
         return {
             "source": "up" if self._heartbeat.is_up else "down",
-            "slot": self._slot,
-            "binary": self._binary,
-            "captured_offset": self._resume or None,
+            "slot": self._name,
+            "binary": None if self._session is None else self._session.binary,
+            "captured_offset": resume or None,
             "confirmed_offset": self._confirmed or None,
-            "wal_behind_bytes": None if flush is None or not self._resume else max(0, flush - self._resume),
+            "wal_behind_bytes": None if flush is None or not resume else max(0, flush - resume),
             "heartbeat_sent_ns": self._heartbeat.sent_ns,
             "heartbeat_seen_ns": self._seen_ns,
             "frames": self._frames,
             "bytes": self._bytes,
+            "unprotected": self._unprotected,
             "sync": self._guard.report(),
         }

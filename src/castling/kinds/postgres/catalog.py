@@ -75,9 +75,10 @@ class TableColumn:
 
     @property
     def is_portable(self) -> bool:
-        """The binary form means the same on every server: built-in types and plain enums do."""
+        """The binary form means the same on every server: that of built-in types and plain enums does,
+        but for those that name an object of the server by its identifier."""
         if self.type_oid < _FIRST_USER_OID:
-            return True
+            return not self.type.startswith("reg")
         return self.type_kind == "e"
 
 

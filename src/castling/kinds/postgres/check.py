@@ -23,7 +23,7 @@ from castling.kinds.postgres.tools import find_tool
 
 __all__ = ["SourceFacts", "TargetFacts", "check_stream", "judge_source", "judge_table", "judge_target"]
 
-OLDEST = 130000
+OLDEST = 140000
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ def judge_source(facts: SourceFacts, group: str, settings: GroupSettings) -> lis
     found: list[Finding] = []
     add = found.append
     if facts.version < OLDEST:
-        add(_refused("source", "server-too-old", "PostgreSQL 13 is the oldest"))
+        add(_refused("source", "server-too-old", "PostgreSQL 14 is the oldest"))
     if facts.in_recovery:
         add(_refused("source", "source-is-standby", "the source is a standby", "name the primary server"))
     if facts.settings.get("wal_level") != "logical":
@@ -263,7 +263,7 @@ def judge_target(
     """The target against the tables that will be published."""
     found: list[Finding] = []
     if target.version < OLDEST:
-        found.append(_refused("target", "server-too-old", "PostgreSQL 13 is the oldest"))
+        found.append(_refused("target", "server-too-old", "PostgreSQL 14 is the oldest"))
     if not target.may_replicate:
         found.append(
             _refused(

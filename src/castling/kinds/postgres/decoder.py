@@ -14,6 +14,7 @@ from castling.errors import DecodeError
 from castling.journal.record import Position, Record, RecordType
 from castling.kinds.base import Abandon, Commit, Piece
 from castling.kinds.postgres.changes import Change, Delete, Insert, Truncate, Update
+from castling.kinds.postgres.drafts import PART
 from castling.kinds.postgres.messages import Relation, Row, frames, parse_relation, parse_row, unix_ns
 
 __all__ = ["PostgresDecoder"]
@@ -39,20 +40,32 @@ class PostgresDecoder:
         #: final LSN of the open transaction; None between transactions
         self._open: int | None = None
         self._handed_out = False
+        self._parts: list[bytes] = []
 
     def feed(self, record: Record) -> Iterator[Piece | Abandon]:
         if record.type is RecordType.SESSION:
             if self._handed_out:
                 yield Abandon()
             self.__init__(piece_bytes=self._piece_bytes)  # type: ignore[misc]  # a new conversation
+            # the source had nothing more before this: an empty transaction moves progress on
+            yield Piece([], 0, Commit(record.offset, record.t_ns, record.position), record.offset - 1)
         elif record.type is RecordType.DATA:
-            for message in frames(record.payload):
+            for message in frames(self._whole(record)):
                 piece = self._message(message, record.position)
                 if piece is not None:
                     yield piece
-        elif record.type is RecordType.BARRIER and self._open is None:
-            # nothing happened up to here: an empty transaction moves progress on
-            yield Piece([], 0, Commit(record.offset, record.t_ns, record.position), record.offset - 1)
+
+    def _whole(self, record: Record) -> bytes:
+        """The record's messages; none while the parts of a large one are not all there."""
+        if not record.object:
+            if self._parts:
+                raise DecodeError("the end of a message in parts is missing")
+            return record.payload
+        self._parts.append(record.payload)
+        if record.object == PART:
+            return b""
+        parts, self._parts = self._parts, []
+        return b"".join(parts)
 
     def _message(self, message: bytes, position: Position) -> Piece | None:
         kind = message[0]

@@ -10,7 +10,6 @@ import psycopg
 from castling.errors import SourceUnreachable, TargetUnreachable
 from castling.kinds.base import Stream
 from castling.kinds.postgres.connect import connect
-from castling.kinds.postgres.publication import publication_name
 from castling.kinds.postgres.session import slot_name
 from castling.kinds.postgres.sync import release_commits
 from castling.kinds.postgres.target import origin_name
@@ -56,7 +55,8 @@ async def _forget_source(stream: Stream) -> None:
                         "the stream's slot is still in use; stop the group first"
                     ) from error
                 await asyncio.sleep(0.1)
-        await connection.execute(f"DROP PUBLICATION IF EXISTS {publication_name(stream.group)}".encode())
+        name = slot_name(stream.group, stream.backup)
+        await connection.execute(f"DROP PUBLICATION IF EXISTS {name}".encode())
     finally:
         await connection.close()
 

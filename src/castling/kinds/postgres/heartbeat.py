@@ -8,6 +8,7 @@ nobody else writes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -33,11 +34,16 @@ class Heartbeat:
         self._settings = settings
         self._application = f"castling heartbeat {group}"
         self._interval_s = interval_s
+        self._wanted = asyncio.Event()
         #: wall clock of the last beat that was committed on the source; None: none yet
         self.sent_ns: int | None = None
         #: how far the source's log is written, as of that beat
         self.flush_lsn: int | None = None
         self.is_up = False
+
+    def nudge(self) -> None:
+        """Beat now: somebody waits for the source's log to move past what is not ours."""
+        self._wanted.set()
 
     async def run(self) -> None:
         while True:
@@ -52,10 +58,14 @@ class Heartbeat:
         try:
             # a heartbeat must not wait for the synchronous standby whose absence it is to tell of
             await connection.execute("SET synchronous_commit = local")
+            await connection.execute("SET idle_session_timeout = 0")
             while True:
                 async with asyncio.timeout(self.BEAT_TIMEOUT_S):
                     await self._emit(connection)
-                await asyncio.sleep(self._interval_s)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval_s):
+                        await self._wanted.wait()
+                self._wanted.clear()
         finally:
             await connection.close()
 

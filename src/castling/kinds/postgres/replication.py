@@ -28,6 +28,22 @@ __all__ = ["Keepalive", "ReplicationConnection", "WalData"]
 _WAL = struct.Struct(">cQQq")
 _KEEPALIVE = struct.Struct(">cQqB")
 _STATUS = struct.Struct(">cQQQqB")
+#: values that travel as text have one form, and nothing but us ends an idle or long connection
+_OPTIONS = " ".join(
+    f"-c {setting}"
+    for setting in (
+        "DateStyle=ISO",
+        "IntervalStyle=postgres",
+        "TimeZone=UTC",
+        "extra_float_digits=1",
+        "bytea_output=hex",
+        "lc_monetary=C",
+        "statement_timeout=0",
+        "lock_timeout=0",
+        "idle_session_timeout=0",
+        "idle_in_transaction_session_timeout=0",
+    )
+)
 _MICROSECONDS_1970_TO_2000 = 946_684_800_000_000
 
 
@@ -51,12 +67,13 @@ class ReplicationConnection:
         self._settings = settings
         self._application = application_name
         self._connection: pq.abc.PGconn | None = None
-        self._readable = asyncio.Event()
-        self._watched: int | None = None
+        self._more = False  # libpq's buffer holds messages that no socket event will tell of
 
     async def open(self) -> None:
         """Connect. SourceUnreachable when that fails."""
-        found = parameters(self._settings, application_name=self._application, replication="database")
+        found = parameters(
+            self._settings, application_name=self._application, replication="database", options=_OPTIONS
+        )
         conninfo = make_conninfo("", **found).encode()
         loop = asyncio.get_running_loop()
         connection = await loop.run_in_executor(None, pq.PGconn.connect, conninfo)
@@ -95,7 +112,7 @@ class ReplicationConnection:
         message = scrubbed(result.error_message.decode(errors="replace"), self._settings)
         state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         if connection.status != pq.ConnStatus.OK or state[:2] in ("08", "57", "53", "55") or not state:
-            raise SourceUnreachable(f"the source could not go on: {message}")
+            raise SourceUnreachable(f"the source could not go on: {message}", sqlstate=state)
         raise SourceError(f"the source refused: {message}", sqlstate=state)
 
     # --- the stream ---------------------------------------------------------------------------
@@ -108,38 +125,50 @@ class ReplicationConnection:
         connection = self._connection
         assert connection is not None
         connection.nonblocking = 1
-        self._watched = connection.socket
-        asyncio.get_running_loop().add_reader(self._watched, self._readable.set)
 
     async def wait(self, timeout_s: float) -> None:
         """Until something can be read, or `timeout_s`."""
+        connection = self._connection
+        if connection is None or connection.status != pq.ConnStatus.OK:
+            raise SourceUnreachable("the replication connection is gone")
+        if self._more:
+            return
+        loop = asyncio.get_running_loop()
+        readable, watched = asyncio.Event(), connection.socket
+        # watched only while somebody waits: what stays unread would wake the loop without end
+        loop.add_reader(watched, readable.set)
         try:
             async with asyncio.timeout(timeout_s):
-                await self._readable.wait()
+                await readable.wait()
         except TimeoutError:
             return
+        finally:
+            loop.remove_reader(watched)
 
     def gather(self, max_bytes: int) -> list[WalData | Keepalive]:
         """Everything that has arrived, up to about `max_bytes`. SourceUnreachable when the stream ended."""
         connection = self._connection
         if connection is None:
             raise SourceUnreachable("the replication connection is closed")
-        self._readable.clear()
         found: list[WalData | Keepalive] = []
-        size = 0
+        size = before = 0
+        self._more = True
         try:
-            connection.consume_input()
             while size < max_bytes:
                 length, data = connection.get_copy_data(1)
-                if length == 0:
-                    return found
-                if length < 0:
+                if length > 0:
+                    found.append(_parse(data))
+                    size += length
+                elif length < 0:
                     self._ended(connection)
-                found.append(_parse(data))
-                size += length
+                elif not self._more and size == before:
+                    return found
+                else:  # libpq takes a few kilobytes at a time: ask until nothing more comes
+                    before, self._more = size, False
+                    connection.consume_input()
         except psycopg.Error as error:
             raise SourceUnreachable(f"the stream broke: {scrubbed(str(error), self._settings)}") from None
-        self._readable.set()  # more is waiting in libpq's buffer
+        self._more = True
         return found
 
     def _ended(self, connection: pq.abc.PGconn) -> None:
@@ -162,9 +191,7 @@ class ReplicationConnection:
             raise SourceUnreachable(f"the stream broke: {scrubbed(str(error), self._settings)}") from None
 
     def close(self) -> None:
-        if self._watched is not None:
-            asyncio.get_running_loop().remove_reader(self._watched)
-            self._watched = None
+        self._more = False
         if self._connection is not None:
             self._connection.finish()
             self._connection = None

@@ -17,11 +17,12 @@ import psycopg
 from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings, GroupSettings
-from castling.errors import CastlingError, SeedFailed, SourceUnreachable
+from castling.errors import CastlingError, SeedFailed, SourceError, SourceUnreachable
 from castling.kinds.base import Bulk, BulkCall, SeedProgress
 from castling.kinds.postgres.catalog import Table, read_tables
 from castling.kinds.postgres.connect import connect
-from castling.kinds.postgres.publication import ensure_publication, published
+from castling.kinds.postgres.lsn import parse_lsn
+from castling.kinds.postgres.publication import ensure_publication, note_beginning, partitions_of
 from castling.kinds.postgres.replication import ReplicationConnection
 from castling.kinds.postgres.seed_plan import (
     Begin,
@@ -30,9 +31,9 @@ from castling.kinds.postgres.seed_plan import (
     Schema,
     chunks,
     encode_request,
+    likely_rows,
 )
 from castling.kinds.postgres.session import slot_name
-from castling.kinds.postgres.target import parse_lsn
 from castling.kinds.postgres.tools import find_tool, run_tool
 
 __all__ = ["PostgresSeedSource"]
@@ -64,7 +65,8 @@ class PostgresSeedSource:
         self._holder: ReplicationConnection | None = None
         self._snapshot = ""
         self._lsn = 0
-        self._tables: list[Table] = []
+        self._tables: list[Table] = []  # as published
+        self._copied: list[Table] = []  # as copied: partitions instead of their roots
         self._server_version = 0
         self.progress = SeedProgress()
 
@@ -76,17 +78,32 @@ class PostgresSeedSource:
         setup = await connect(self._database, application_name=f"castling setup {self._group}")
         try:
             self._server_version = setup.info.server_version
-            await ensure_publication(setup, self._group, self._settings)
             await self._drop_slot(setup)
+            self._tables = await ensure_publication(setup, self._slot, self._settings)
+            self._holder = await self._create_slot()
+            await note_beginning(setup, self._slot, self._lsn)
+        except psycopg.OperationalError as error:
+            raise SourceUnreachable(f"the source broke off: {error}") from error
+        except psycopg.Error as error:
+            raise SourceError(
+                f"the source refused the stream's beginning: {error.diag.message_primary}"
+            ) from error
         finally:
             await setup.close()
+
+    async def _create_slot(self) -> ReplicationConnection:
+        """The slot, and the connection that keeps its snapshot alive as long as it does nothing else."""
         holder = ReplicationConnection(self._database, application_name=f"castling seed {self._group}")
-        await holder.open()
-        self._holder = holder
-        row = (await holder.query(f"CREATE_REPLICATION_SLOT {self._slot} LOGICAL pgoutput EXPORT_SNAPSHOT"))[
-            0
-        ]
-        self._lsn, self._snapshot = parse_lsn(str(row[1])), str(row[2])
+        try:
+            await holder.open()
+            rows = await holder.query(
+                f"CREATE_REPLICATION_SLOT {self._slot} LOGICAL pgoutput EXPORT_SNAPSHOT"
+            )
+        except BaseException:
+            holder.close()
+            raise
+        self._lsn, self._snapshot = parse_lsn(str(rows[0][1])), str(rows[0][2])
+        return holder
 
     async def _drop_slot(self, connection: AsyncConnection[Any]) -> None:
         """Remove the stream's own slot: its journal is empty, so nothing that it held back is needed."""
@@ -122,7 +139,7 @@ class PostgresSeedSource:
     async def _run(self, bulk: Bulk) -> None:
         main = await self._reader()
         try:
-            self._tables = published(await read_tables(main), self._settings)
+            await self._hold_tables(main)
             self._estimate()
             call = await bulk.open()
             create = self._settings.seed.schema == "create"
@@ -140,10 +157,35 @@ class PostgresSeedSource:
         finally:
             await main.close()
 
+    async def _hold_tables(self, main: AsyncConnection[Any]) -> None:
+        """Keep the tables from being rewritten while they are copied, as pg_dump does: a TRUNCATE would
+        empty what the snapshot still has. One that came before the lock is noticed."""
+        for table in self._tables:
+            await main.execute(f"LOCK TABLE {table.sql} IN ACCESS SHARE MODE".encode())
+        seen = {table.oid: table for table in await read_tables(main)}
+        changed = [str(table) for table in self._tables if table.oid not in seen]
+        self._tables = [seen[table.oid] for table in self._tables if table.oid in seen]
+        everything = list(seen.values())
+        self._copied = [
+            part
+            for table in self._tables
+            for part in ([table] if table.kind == "r" else partitions_of(table, everything))
+        ]
+        cursor = await main.execute(
+            "SELECT oid::pg_catalog.regclass::text FROM pg_catalog.pg_class WHERE oid = ANY(%s::oid[])"
+            " AND relkind = 'r' AND relfilenode <> pg_catalog.pg_relation_filenode(oid)",
+            ([table.oid for table in self._copied],),
+        )
+        changed += [str(row[0]) for row in await cursor.fetchall()]
+        if changed:
+            raise SeedFailed(
+                f"tables were rewritten or dropped as the first copy began: {', '.join(changed[:10])}"
+            )
+
     def _estimate(self) -> None:
-        self.progress.rows_total = sum(table.rows for table in self._tables)
-        self.progress.bytes_total = sum(table.bytes for table in self._tables)
-        self.progress.tables_total = len(self._tables)
+        self.progress.rows_total = sum(likely_rows(table) for table in self._copied)
+        self.progress.bytes_total = sum(table.bytes for table in self._copied)
+        self.progress.tables_total = len(self._copied)
 
     async def _reader(self) -> AsyncConnection[Any]:
         """A connection that sees exactly the exported snapshot."""
@@ -158,6 +200,8 @@ class PostgresSeedSource:
                 "SET TimeZone = 'UTC'",
                 "SET extra_float_digits = 1",
                 "SET statement_timeout = 0",
+                "SET lc_monetary = 'C'",
+                "SET idle_in_transaction_session_timeout = 0",
                 "SET row_security = off",
                 "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
                 f"SET TRANSACTION SNAPSHOT '{self._snapshot}'",
@@ -199,7 +243,7 @@ class PostgresSeedSource:
     async def _copy_all(self, bulk: Bulk, main: AsyncConnection[Any]) -> None:
         waiting: asyncio.Queue[tuple[Table, int, str]] = asyncio.Queue()
         left: dict[int, int] = {}
-        for table in sorted(self._tables, key=lambda table: -table.bytes):
+        for table in sorted(self._copied, key=lambda table: -table.bytes):
             pages = await self._pages(main, table)
             parts = list(chunks(table, pages, chunk_rows=self._settings.seed.chunk_rows))
             left[table.oid] = len(parts)
@@ -246,9 +290,8 @@ class PostgresSeedSource:
         names = [column.name for column in columns]
         request = Chunk(table.schema, table.name, names, number, binary)
         listed = ", ".join('"' + name.replace('"', '""') + '"' for name in names)
-        only = "ONLY " if table.kind == "r" else ""
         statement = (
-            f"COPY (SELECT {listed} FROM {only}{table.sql} {condition}) "
+            f"COPY (SELECT {listed} FROM ONLY {table.sql} {condition}) "
             f"TO STDOUT (FORMAT {'binary' if binary else 'text'})"
         )
         rows = await call(encode_request(request), self._body(connection, statement))

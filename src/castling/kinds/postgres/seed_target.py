@@ -88,6 +88,8 @@ class PostgresSeedTarget:
             "SET search_path = pg_catalog",
             "SET DateStyle = ISO",
             "SET TimeZone = 'UTC'",
+            "SET IntervalStyle = postgres",
+            "SET lc_monetary = 'C'",
             "SET statement_timeout = 0",
             "SET synchronous_commit = off",
         ):

@@ -2,19 +2,47 @@
 
 It is the payload of each SESSION record, so the journal itself says which server, which
 timeline and which slot its records came from.
+
+PostgreSQL gives a slot no identity of its own. What is acknowledged to the source never exceeds
+what the journal holds, so a slot that stands beyond the journal's end was made anew or moved by
+somebody else; and the publication carries, as its comment, where the stream's slot began.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
+
 import msgspec
 
 from castling.errors import ContinuityLost, DecodeError
+from castling.kinds.postgres.lsn import lsn_text, parse_lsn
 
-__all__ = ["Session", "Source", "check_continuity", "slot_name"]
+__all__ = [
+    "RESEED",
+    "Published",
+    "Session",
+    "Source",
+    "check_continuity",
+    "check_published",
+    "created_comment",
+    "created_lsn",
+    "remembered",
+    "slot_name",
+]
+
+RESEED = "find out what happened to the source; then seed anew: `castling group start GROUP --reseed`"
+
+#: more published tables than this are remembered by a digest alone (a token is limited to 32 KiB)
+_TABLES_MAX = 4000
 
 
 class Session(msgspec.Struct, frozen=True):
-    """`start_lsn`: where this session of capture began; times and text are not part of it."""
+    """`start_lsn`: where this session of capture began. `created_lsn`: where the slot was made.
+
+    `tables`: identifiers of the published tables, empty when there are too many; `tables_digest` of all.
+    `rests`: it begins where the source had nothing more for us, and not at a commit's end.
+    """
 
     system_id: str
     timeline: int
@@ -24,6 +52,10 @@ class Session(msgspec.Struct, frozen=True):
     server_version: int
     start_lsn: int
     binary: bool
+    created_lsn: int | None = None
+    tables: list[int] = []
+    tables_digest: str = ""
+    rests: bool = False
     v: int = 1
 
     def encode(self) -> bytes:
@@ -49,66 +81,138 @@ class Source(msgspec.Struct, frozen=True):
     slot_database: str | None
     confirmed_lsn: int | None
     wal_status: str | None
+    created_lsn: int | None = None
+
+
+class Published(msgspec.Struct, frozen=True):
+    """What the publication holds now, by table identifier. `existing`: of those that were asked for,
+    the tables that are still there; `whole`: it publishes every operation, row and column."""
+
+    tables: list[int]
+    existing: list[int]
+    whole: bool
 
 
 def slot_name(group: str, backup: str) -> str:
-    """The slot of a stream: PostgreSQL allows lower case letters, digits and underscores, 63 of them."""
-    name = f"castling_{group}_{backup}".replace("-", "_")
-    assert len(name) <= 63, "a group's and a backup's name are too long for a slot's"
-    return name
+    """What a stream is called on the source: its slot, its publication and its standby name.
+
+    PostgreSQL allows lower case letters, digits and underscores, 63 of them; a name that has to
+    be changed for that gets a digest, so that no two streams meet in one name.
+    """
+    told = f"castling_{group}_{backup}"
+    name = re.sub(r"[^a-z0-9_]", "_", told)
+    if name == told and len(name) <= 63:
+        return name
+    return f"{name[:54]}_{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
-_RESEED = "find out what happened to the source; then seed anew: `castling group start GROUP --reseed`"
+def created_comment(lsn: int) -> str:
+    """The publication's comment: where the slot of its stream began."""
+    return f"castling: the stream begins at {lsn_text(lsn)}"
+
+
+def created_lsn(comment: str | None) -> int | None:
+    """The reverse of `created_comment`; None for anything else."""
+    found = re.fullmatch(r"castling: the stream begins at ([0-9A-F]+/[0-9A-F]+)", comment or "")
+    return parse_lsn(found.group(1)) if found else None
+
+
+def _digest(tables: list[int]) -> str:
+    return hashlib.sha256(",".join(map(str, sorted(tables))).encode()).hexdigest()[:16]
+
+
+def remembered(tables: list[int]) -> tuple[list[int], str]:
+    """What a token says of the published tables: identifiers, unless too many, and a digest."""
+    return sorted(tables) if len(tables) <= _TABLES_MAX else [], _digest(tables)
 
 
 def check_continuity(source: Source, *, slot: str, resume: int, session: Session | None) -> None:
     """Whether capture may go on after log position `resume`. Pure. ContinuityLost says what differs.
 
-    `session` None: nothing was captured yet, only the slot itself is looked at.
+    `session` None: the journal is empty, so the slot must not have moved since it was made.
     """
     if session is not None:
-        if session.system_id != source.system_id:
-            raise ContinuityLost(
-                f"the source is another server: system {source.system_id}, not {session.system_id}",
-                hint=_RESEED,
-            )
-        if session.timeline != source.timeline:
-            raise ContinuityLost(
-                f"the source is on timeline {source.timeline}, the journal is of {session.timeline}:"
-                " it was promoted or restored",
-                hint=_RESEED,
-            )
-        if session.database != source.database:
-            raise ContinuityLost(
-                f"the journal is of database {session.database}, not {source.database}", hint=_RESEED
-            )
+        _check_server(source, session)
     if source.confirmed_lsn is None:
         raise ContinuityLost(
             f"the replication slot {slot} is gone; what was committed since can't be told any more",
-            hint=_RESEED,
+            hint=RESEED,
         )
     if source.slot_plugin != "pgoutput" or source.slot_database != source.database:
-        raise ContinuityLost(f"the slot {slot} is not the one made for this group", hint=_RESEED)
+        raise ContinuityLost(f"the slot {slot} is not the one made for this group", hint=RESEED)
     if source.wal_status == "lost":
         raise ContinuityLost(
             f"the source has removed log that the slot {slot} still needed (max_slot_wal_keep_size)",
-            hint=_RESEED,
+            hint=RESEED,
         )
     if session is None:
+        if source.created_lsn is not None and source.confirmed_lsn != source.created_lsn:
+            raise ContinuityLost(
+                f"the journal on the backup is empty, but its stream began at {lsn_text(source.created_lsn)}"
+                f" and the slot {slot} stands at {lsn_text(source.confirmed_lsn)} already",
+                hint=RESEED,
+            )
         return
     if source.confirmed_lsn > resume:
         raise ContinuityLost(
-            f"the slot {slot} begins at {_lsn(source.confirmed_lsn)}, the journal ends at {_lsn(resume)}:"
-            " the slot was made anew or advanced by somebody else",
-            hint=_RESEED,
+            f"the slot {slot} begins at {lsn_text(source.confirmed_lsn)}, the journal ends at"
+            f" {lsn_text(resume)}: the slot was made anew or advanced by somebody else",
+            hint=RESEED,
         )
     if source.flush_lsn < resume:
         raise ContinuityLost(
-            f"the source's log ends at {_lsn(source.flush_lsn)}, before the journal's end at {_lsn(resume)}:"
-            " it was restored to an older state",
-            hint=_RESEED,
+            f"the source's log ends at {lsn_text(source.flush_lsn)}, before the journal's end at"
+            f" {lsn_text(resume)}: it was restored to an older state",
+            hint=RESEED,
         )
 
 
-def _lsn(lsn: int) -> str:
-    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+def _check_server(source: Source, session: Session) -> None:
+    if session.system_id != source.system_id:
+        raise ContinuityLost(
+            f"the source is another server: system {source.system_id}, not {session.system_id}",
+            hint=RESEED,
+        )
+    if session.timeline != source.timeline:
+        raise ContinuityLost(
+            f"the source is on timeline {source.timeline}, the journal was written from {session.timeline}:"
+            " it was promoted or restored",
+            hint=RESEED,
+        )
+    if session.database != source.database:
+        raise ContinuityLost(
+            f"the journal is of database {session.database}, not {source.database}", hint=RESEED
+        )
+    if session.created_lsn != source.created_lsn and None not in (session.created_lsn, source.created_lsn):
+        raise ContinuityLost(
+            "the stream was begun anew since this journal was written: it belongs to an older slot",
+            hint=RESEED,
+        )
+
+
+def check_published(found: Published, *, publication: str, session: Session) -> None:
+    """Whether the publication still is what the journal was written from. Pure. Raises ContinuityLost.
+
+    A table that was dropped takes itself out of a publication; one that is still there and no
+    longer published has lost changes.
+    """
+    if not found.whole:
+        raise ContinuityLost(
+            f"the publication {publication} was changed: it no longer publishes everything of its tables",
+            hint=RESEED,
+        )
+    if not session.tables:
+        if session.tables_digest and session.tables_digest != _digest(found.tables):
+            raise ContinuityLost(
+                f"the publication {publication} was changed: other tables are published", hint=RESEED
+            )
+        return
+    if set(found.tables) - set(session.tables):
+        raise ContinuityLost(
+            f"tables were added to the publication {publication} that were never copied", hint=RESEED
+        )
+    if set(found.existing) - set(found.tables):
+        raise ContinuityLost(
+            f"tables were taken out of the publication {publication}; their changes since are lost",
+            hint=RESEED,
+        )

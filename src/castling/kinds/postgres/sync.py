@@ -24,6 +24,7 @@ import psycopg
 from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import CastlingError, NotReplicable
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.session import slot_name
 from castling.observe import events
 
 __all__ = ["SyncGuard", "SyncState", "decide", "release_commits", "standby_names"]
@@ -55,7 +56,7 @@ def decide(
 
 def standby_names(group: str, backups: list[str]) -> str:
     """What `synchronous_standby_names` is set to: any one of the group's backups."""
-    names = ", ".join(f'"castling_{group}_{backup}"'.replace("-", "_") for backup in backups)
+    names = ", ".join(f'"{slot_name(group, backup)}"' for backup in backups)
     return f"ANY 1 ({names})"
 
 
@@ -80,7 +81,8 @@ class SyncGuard:
         self._last_s = time.monotonic()
 
     async def run(self) -> None:
-        """Until cancelled. NotReplicable when somebody else's setting is in the way."""
+        """Until cancelled. A change that fails is tried again at the next tick."""
+        await self._learn()
         while True:
             await asyncio.sleep(self.TICK_S)
             after = decide(
@@ -100,6 +102,26 @@ class SyncGuard:
             self.state = after
             event = "sync.degraded" if after is SyncState.DEGRADED else "sync.protected"
             self._log.warning(event)
+
+    async def _learn(self) -> None:
+        """Commits may still be waiting for us since before this process: then they are protected, and
+        the time until they stop waiting runs."""
+        self._last_s = time.monotonic()
+        while self.state is SyncState.CATCHING_UP:
+            try:
+                connection = await connect(self._database, application_name=f"castling sync {self._group}")
+                try:
+                    cursor = await connection.execute(f"SHOW {_SETTING}".encode())
+                    row = await cursor.fetchone()
+                finally:
+                    await connection.close()
+            except (CastlingError, psycopg.Error) as error:
+                self._log.warning("sync.look_failed", error=str(error))
+                await asyncio.sleep(self.TICK_S)
+                continue
+            if row and row[0] == self._names:
+                self.state = SyncState.PROTECTED
+            return
 
     async def _set(self, names: str) -> None:
         connection = await connect(self._database, application_name=f"castling sync {self._group}")
