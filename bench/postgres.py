@@ -22,9 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
+
 from castling.testing.cluster import Cluster
 from castling.testing.compare import compare
-
 from castling.testing.servers import EmbeddedServer
 
 DATABASE = "bank"
@@ -75,7 +75,8 @@ def backlog(dsn: str, number: int, scale: float) -> dict[str, int]:
             f"""
             DO $$ BEGIN
               FOR i IN 1..{rows // 100} LOOP
-                INSERT INTO narrow SELECT {base + 10_000_000} + i * 100 + j, j, 'batch' FROM generate_series(1, 100) j;
+                INSERT INTO narrow
+                  SELECT {base + 10_000_000} + i * 100 + j, j, 'batch' FROM generate_series(1, 100) j;
                 COMMIT;
               END LOOP;
             END $$

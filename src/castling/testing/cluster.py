@@ -176,7 +176,7 @@ class Cluster:
         self.agents[node].wait()
 
     def cli(self, node: str, *arguments: str, given: str = "") -> dict[str, Any]:
-        """Run a command as the administrator of `node`; its JSON. StateError when it fails, with its words."""
+        """Run a command as the administrator of `node`; its JSON. StateError with its words when it fails."""
         done = subprocess.run(
             [sys.executable, "-m", "castling.cli.main", *arguments, "--json"],
             env=self._environment(node),

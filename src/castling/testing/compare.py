@@ -25,10 +25,11 @@ _SESSION = (
 )
 
 _TABLES = """
-    SELECT n.nspname, c.relname, array_agg(quote_ident(a.attname) ORDER BY a.attname)
+    SELECT n.nspname, format('%I.%I', n.nspname, c.relname),
+           array_remove(array_agg(quote_ident(a.attname) ORDER BY a.attname), NULL)
       FROM pg_class c
       JOIN pg_namespace n ON n.oid = c.relnamespace
-      JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+      LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
      WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
        AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'castling')
        AND n.nspname NOT LIKE 'pg\\_%'
@@ -80,11 +81,7 @@ def compare(dsn_a: str, dsn_b: str, schemas: Sequence[str] | None = None) -> Com
 
 def _tables(connection: psycopg.Connection[Any], schemas: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
     rows = connection.execute(_TABLES.encode()).fetchall()
-    return {
-        f'"{schema}"."{name}"': tuple(columns)
-        for schema, name, columns in rows
-        if schemas is None or schema in schemas
-    }
+    return {name: tuple(columns) for schema, name, columns in rows if schemas is None or schema in schemas}
 
 
 def _compare_table(
