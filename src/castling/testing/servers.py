@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 import psycopg
+from psycopg.pq import ExecStatus
 
 from castling.errors import ToolMissing
 
@@ -211,7 +212,8 @@ class EmbeddedServer:
             cursor = connection.execute(sql.encode())
             while cursor.nextset():
                 pass
-            return list(cursor.fetchall()) if cursor.description else []
+            result = cursor.pgresult  # not the description: rows may have no columns
+            return list(cursor.fetchall()) if result and result.status == ExecStatus.TUPLES_OK else []
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT: fast shutdown; SIGTERM: smart; SIGQUIT: immediate (as a crash)."""

@@ -49,10 +49,12 @@ class Chunk(msgspec.Struct, frozen=True, tag="chunk"):
 
 
 class Finish(msgspec.Struct, frozen=True, tag="finish"):
-    """All chunks are there. `lsn`: the source position that the copy shows."""
+    """All chunks are there. `lsn`: the source position that the copy shows. `emptied`: schema, name and
+    last possible position of the TRUNCATE of the tables that were emptied meanwhile (see `emptied`)."""
 
     lsn: int
     server_version: int
+    emptied: list[tuple[str, str, int]] = []
 
 
 Request = Begin | Schema | Chunk | Finish

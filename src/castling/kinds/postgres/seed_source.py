@@ -67,6 +67,9 @@ class PostgresSeedSource:
         self._lsn = 0
         self._tables: list[Table] = []  # as published
         self._copied: list[Table] = []  # as copied: partitions instead of their roots
+        self._everything: list[Table] = []  # as the snapshot has them
+        self._files: dict[int, int] = {}
+        self._emptied: dict[int, tuple[Table, int]] = {}
         self._server_version = 0
         self.progress = SeedProgress()
 
@@ -139,7 +142,8 @@ class PostgresSeedSource:
     async def _run(self, bulk: Bulk) -> None:
         main = await self._reader()
         try:
-            await self._hold_tables(main)
+            async with self._view(main):
+                await self._look(main)
             self._estimate()
             call = await bulk.open()
             create = self._settings.seed.schema == "create"
@@ -147,40 +151,36 @@ class PostgresSeedSource:
             await call(encode_request(Begin(names, create)), None)
             if create:
                 self.progress.phase = "schema"
-                await call(encode_request(Schema(self._server_version)), _whole(await self._dump(main)))
+                await call(encode_request(Schema(self._server_version)), _whole(await self._dump()))
             self.progress.phase = "data"
             await self._copy_all(bulk, main)
             self.progress.phase = "indexes"
-            await call(encode_request(Finish(self._lsn, self._server_version)), None)
+            emptied = [(table.schema, table.name, until) for table, until in self._emptied.values()]
+            await call(encode_request(Finish(self._lsn, self._server_version, emptied)), None)
             self.progress.phase = "done"
             self.progress.eta_s = 0.0
         finally:
             await main.close()
 
-    async def _hold_tables(self, main: AsyncConnection[Any]) -> None:
-        """Keep the tables from being rewritten while they are copied, as pg_dump does: a TRUNCATE would
-        empty what the snapshot still has. One that came before the lock is noticed."""
-        for table in self._tables:
-            await main.execute(f"LOCK TABLE {table.sql} IN ACCESS SHARE MODE".encode())
-        seen = {table.oid: table for table in await read_tables(main)}
-        changed = [str(table) for table in self._tables if table.oid not in seen]
-        self._tables = [seen[table.oid] for table in self._tables if table.oid in seen]
-        everything = list(seen.values())
+    async def _look(self, main: AsyncConnection[Any]) -> None:
+        """The tables as the snapshot has them, with the file that each has there (see `emptied`)."""
+        self._everything = await read_tables(main)
+        seen = {table.oid: table for table in self._everything}
+        gone = [str(table) for table in self._tables if table.oid not in seen]
+        if gone:
+            raise SeedFailed(f"tables were dropped as the first copy began: {', '.join(gone[:10])}")
+        self._tables = [seen[table.oid] for table in self._tables]
         self._copied = [
             part
             for table in self._tables
-            for part in ([table] if table.kind == "r" else partitions_of(table, everything))
+            for part in ([table] if table.kind == "r" else partitions_of(table, self._everything))
         ]
         cursor = await main.execute(
-            "SELECT oid::pg_catalog.regclass::text FROM pg_catalog.pg_class WHERE oid = ANY(%s::oid[])"
-            " AND relkind = 'r' AND relfilenode <> pg_catalog.pg_relation_filenode(oid)",
+            "SELECT oid, relfilenode FROM pg_catalog.pg_class WHERE oid = ANY(%s::oid[])",
             ([table.oid for table in self._copied],),
         )
-        changed += [str(row[0]) for row in await cursor.fetchall()]
-        if changed:
-            raise SeedFailed(
-                f"tables were rewritten or dropped as the first copy began: {', '.join(changed[:10])}"
-            )
+        self._files = {int(oid): int(file) for oid, file in await cursor.fetchall()}
+        self._emptied = {}
 
     def _estimate(self) -> None:
         self.progress.rows_total = sum(likely_rows(table) for table in self._copied)
@@ -188,7 +188,7 @@ class PostgresSeedSource:
         self.progress.tables_total = len(self._copied)
 
     async def _reader(self) -> AsyncConnection[Any]:
-        """A connection that sees exactly the exported snapshot."""
+        """A connection with the session's settings; `_view` lets it see the exported snapshot."""
         connection = await connect(
             self._database, application_name=f"castling seed {self._group}", autocommit=True
         )
@@ -203,8 +203,6 @@ class PostgresSeedSource:
                 "SET lc_monetary = 'C'",
                 "SET idle_in_transaction_session_timeout = 0",
                 "SET row_security = off",
-                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-                f"SET TRANSACTION SNAPSHOT '{self._snapshot}'",
             ):
                 await connection.execute(statement.encode())
         except psycopg.Error:
@@ -212,13 +210,22 @@ class PostgresSeedSource:
             raise
         return connection
 
-    async def _dump(self, connection: AsyncConnection[Any]) -> bytes:
+    @contextlib.asynccontextmanager
+    async def _view(self, connection: AsyncConnection[Any]) -> AsyncIterator[None]:
+        """A transaction that sees exactly the exported snapshot. Short: it keeps the locks it takes, and a
+        TRUNCATE that waits for them makes everybody behind it wait."""
+        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        await connection.execute(f"{begin}; SET TRANSACTION SNAPSHOT '{self._snapshot}'".encode())
+        yield
+        await connection.execute(b"COMMIT")
+
+    async def _dump(self) -> bytes:
         """The definitions of everything the group's tables need, as an archive."""
         program = find_tool("pg_dump", server_version=self._server_version, configured=self._postgres_bin)
         chosen = {table.oid for table in self._tables}
         left_out = [
             f"--exclude-table={table.sql}"
-            for table in await read_tables(connection)
+            for table in self._everything
             if table.oid not in chosen and not (table.is_partition and self._root_is_chosen(table))
         ]
         return await run_tool(
@@ -294,9 +301,25 @@ class PostgresSeedSource:
             f"COPY (SELECT {listed} FROM ONLY {table.sql} {condition}) "
             f"TO STDOUT (FORMAT {'binary' if binary else 'text'})"
         )
-        rows = await call(encode_request(request), self._body(connection, statement))
+        async with self._view(connection):
+            rows = await call(encode_request(request), self._body(connection, statement))
+            await self._note_if_emptied(connection, table)
         self.progress.rows += int(rows)
         self._forecast()
+
+    async def _note_if_emptied(self, connection: AsyncConnection[Any], table: Table) -> None:
+        """While the lock of the chunk is still held: is this still the file that the snapshot knew?"""
+        cursor = await connection.execute(
+            "SELECT pg_catalog.pg_relation_filenode(%s::pg_catalog.oid::pg_catalog.regclass),"
+            " (pg_catalog.pg_current_wal_insert_lsn() - '0/0')::int8",
+            (table.oid,),
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        if row[0] is None:
+            raise SeedFailed(f"{table} was dropped during the first copy")
+        if row[0] != self._files[table.oid]:
+            self._emptied[table.oid] = (table, int(row[1]))
 
     async def _body(self, connection: AsyncConnection[Any], statement: str) -> AsyncIterator[bytes]:
         async with connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:

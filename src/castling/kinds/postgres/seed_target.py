@@ -19,6 +19,7 @@ from psycopg import AsyncConnection
 from castling.config import DatabaseSettings
 from castling.errors import SeedFailed, StateError, TargetError, TargetNotEmpty, TargetUnreachable
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.seed_plan import Begin, Chunk, Finish, Schema, decode_request
 from castling.kinds.postgres.statements import quoted
 from castling.kinds.postgres.target import lsn_text, origin_name
@@ -103,7 +104,7 @@ class PostgresSeedTarget:
         connection = await self._connect()
         try:
             await self._end_apply(connection)
-            await connection.execute(_STATE.encode())
+            await connection.execute((_STATE + CREATE_EMPTIED).encode())
             cursor = await connection.execute(
                 "SELECT tables FROM castling.seed WHERE stream = %s", (self._group,)
             )
@@ -116,7 +117,10 @@ class PostgresSeedTarget:
                 "ON CONFLICT (stream) DO UPDATE SET finished_at = NULL, tables = %(t)s",
                 {"s": self._group, "t": sorted(ours | set(tables)), "c": request.create},
             )
-            await connection.execute("DELETE FROM castling.seed_chunk WHERE stream = %s", (self._group,))
+            for table in ("seed_chunk", "seed_emptied"):
+                await connection.execute(
+                    f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (self._group,)
+                )
             self._begun = request
             return b""
         finally:
@@ -254,6 +258,12 @@ class PostgresSeedTarget:
             for name in known[1]:
                 schema, _, table = str(name).partition(".")
                 await connection.execute(f"ANALYZE {quoted(schema)}.{quoted(table)}".encode())
+            for schema, name, until in request.emptied:
+                await connection.execute(
+                    "INSERT INTO castling.seed_emptied VALUES (%s, %s, %s, %s::pg_catalog.pg_lsn)"
+                    " ON CONFLICT (stream, schema, name) DO UPDATE SET until = excluded.until",
+                    (self._group, schema, name, lsn_text(until)),
+                )
             await self._set_origin(connection, request.lsn)
             await self._note("finished_at = pg_catalog.now()")
         finally:

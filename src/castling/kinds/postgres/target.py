@@ -27,6 +27,7 @@ from castling.errors import TargetDiverged, TargetError, TargetUnreachable
 from castling.kinds.base import Commit, Piece
 from castling.kinds.postgres.changes import Change, coalesce
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.emptied import EmptiedTables
 from castling.kinds.postgres.lsn import lsn_text, parse_lsn
 from castling.kinds.postgres.mapping import Mapping
 from castling.kinds.postgres.writer import Writer, register_fields
@@ -80,6 +81,7 @@ class PostgresTarget:
         self._application = f"castling apply {group}"
         self._connection: AsyncConnection[Any] | None = None
         self._writer: Writer | None = None
+        self._emptied = EmptiedTables(group)
         self._in_transaction = False
 
     # --- connecting ---------------------------------------------------------------------------
@@ -95,6 +97,7 @@ class PostgresTarget:
                 await connection.execute(statement.encode())
             await self._take_origin(connection)
             self._writer = Writer(connection, Mapping(connection))
+            await self._emptied.load(connection)
             cursor = await connection.execute(
                 "SELECT pg_catalog.pg_replication_origin_progress(%s, false)::text", (self._origin,)
             )
@@ -144,7 +147,8 @@ class PostgresTarget:
         return connection
 
     async def apply(self, pieces: Sequence[Piece]) -> None:
-        changes: list[Change] = [change for piece in pieces for change in piece.changes]
+        came: list[Change] = [change for piece in pieces for change in piece.changes]
+        changes = self._emptied.keep(came)
         if not changes:
             return
         with self._explained():
@@ -158,6 +162,7 @@ class PostgresTarget:
     async def commit(self, commit: Commit) -> None:
         with self._explained():
             connection = await self._begin()
+            await self._emptied.settle(connection, commit.offset)
             await connection.execute(
                 # a transaction that wrote nothing would not store progress: give it an identity
                 "SELECT pg_catalog.pg_current_xact_id(), "
@@ -166,9 +171,11 @@ class PostgresTarget:
             )
             await connection.execute(b"COMMIT")
             self._in_transaction = False
+            self._emptied.committed()
 
     async def rollback(self) -> None:
         connection = self._connection
+        self._emptied.rolled_back()
         if connection is None or connection.closed or not self._in_transaction:
             return
         self._in_transaction = False
