@@ -71,14 +71,24 @@ def _start(
     force: Annotated[
         bool, typer.Option("--force", envvar="CASTLING_FORCE", help="Refused, with the reason why.")
     ] = False,
+    reseed: Annotated[
+        bool,
+        typer.Option(
+            "--reseed", envvar="CASTLING_RESEED", help="Throw the copy away and make the first copy anew."
+        ),
+    ] = False,
+    yes: Yes = False,
 ) -> Result:
-    """Check, then run the group; the first start makes the first copy."""
+    """Check, then run the group; the first start makes the first copy. Asks only before --reseed."""
     if force:
         raise UsageError(
             "what the check refuses would be lost or would stop the group; that can't be forced",
             hint=f"`castling check {group}` names it; exclude it in castling.toml or change the source",
         )
-    data = session.call("POST", f"/v1/groups/{group}/start", timeout_s=CHECK_S + STOP_S)
+    if reseed and not (yes or ask(f"Empty {group}'s tables on the backup, and copy all of them anew?")):
+        raise UsageError("not confirmed; nothing was changed", hint="--yes reseeds without asking")
+    action = "reseed" if reseed else "start"
+    data = session.call("POST", f"/v1/groups/{group}/{action}", timeout_s=CHECK_S + STOP_S)
     for each in data["findings"]:
         if each["severity"] in ("change", "warning"):
             say(f"{each['severity']}: {each['object']}: {each['message']}")

@@ -153,7 +153,7 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "group list": _listed(_GROUP),
     "group start": (
-        *_done("started", "already_running"),
+        *_done("started", "already_running", "reseeding"),
         ("node", "node that ran the check; empty where it already ran"),
         ("refused", "always 0: a refusal is an error"),
         *_FINDINGS,

@@ -81,17 +81,36 @@ class Groups:
             nodes = self._nodes(group)
             if await self._same_deployment(group, nodes) and await self._unbroken(group):
                 return {"group": group, "result": "already_running", "node": "", "refused": 0, "findings": []}
-            checked = await self.check(group)
-            if checked["refused"]:
-                refused = [each for each in checked["findings"] if each["severity"] == "refused"]
-                first = "; ".join(f"{each['object']}: {each['message']}" for each in refused[:3])
-                raise NotReplicable(
-                    f"the check refuses the start ({len(refused)} found): {first}",
-                    hint=refused[0]["hint"] or f"`castling check {group}` shows all of them",
-                    findings=refused,
-                )
+            checked = await self._checked(group)
             await self._desire(group, "running", caller, nodes)
             return {"group": group, "result": "started", **checked}
+
+    async def reseed(self, group: str, caller: Caller) -> Json:
+        """Throw the copy and its journals away and make the first copy anew; the source is only read.
+
+        Nothing is thrown away before the check has passed.
+        """
+        async with self._changing:
+            nodes = self._nodes(group)
+            await self._same_deployment(group, nodes)
+            checked = await self._checked(group)
+            await self._desire(group, "stopped", caller, nodes)
+            _all(await ask_all(nodes, lambda node: node.forget(group)))
+            await self._desire(group, "running", caller, nodes)
+            return {"group": group, "result": "reseeding", **checked}
+
+    async def _checked(self, group: str) -> Json:
+        """What the check found; NotReplicable when it refuses."""
+        checked = await self.check(group)
+        refused = [each for each in checked["findings"] if each["severity"] == "refused"]
+        if refused:
+            first = "; ".join(f"{each['object']}: {each['message']}" for each in refused[:3])
+            raise NotReplicable(
+                f"the check refuses the start ({len(refused)} found): {first}",
+                hint=refused[0]["hint"] or f"`castling check {group}` shows all of them",
+                findings=refused,
+            )
+        return checked
 
     async def stop(self, group: str, caller: Caller) -> Json:
         """End the group's processes on all nodes. What was acknowledged stays; start goes on from there."""

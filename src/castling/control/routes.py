@@ -217,6 +217,10 @@ async def _start(services: Services, call: Call) -> Any:
     return await services.groups.start(call.names["group"], call.caller)
 
 
+async def _reseed(services: Services, call: Call) -> Any:
+    return await services.groups.reseed(call.names["group"], call.caller)
+
+
 async def _stop(services: Services, call: Call) -> Any:
     return await services.groups.stop(call.names["group"], call.caller)
 
@@ -285,6 +289,7 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/groups/{group}/ready", _VIEWER, _group_ready),
     Endpoint("POST", "/v1/groups/{group}/check", _OPERATOR, _check),
     Endpoint("POST", "/v1/groups/{group}/start", _OPERATOR, _start),
+    Endpoint("POST", "/v1/groups/{group}/reseed", _ADMIN, _reseed),
     Endpoint("POST", "/v1/groups/{group}/stop", _OPERATOR, _stop),
     Endpoint("DELETE", "/v1/groups/{group}", _ADMIN, _remove),
     Endpoint("GET", "/v1/events", _VIEWER, _events),

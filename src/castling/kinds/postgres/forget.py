@@ -73,10 +73,13 @@ async def _forget_target(stream: Stream) -> None:
             " FROM pg_catalog.pg_replication_origin WHERE roname = %s",
             (origin_name(stream.group),),
         )
-        cursor = await connection.execute("SELECT pg_catalog.to_regclass('castling.seed') IS NOT NULL")
-        row = await cursor.fetchone()
-        if row and row[0]:
-            for table in ("seed", "seed_chunk"):
+        cursor = await connection.execute(
+            "SELECT relname FROM pg_catalog.pg_class"
+            " WHERE relnamespace = pg_catalog.to_regnamespace('castling') AND relkind = 'r'"
+        )
+        there = {str(row[0]) for row in await cursor.fetchall()}
+        for table in ("seed", "seed_chunk", "seed_emptied"):
+            if table in there:
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (stream.group,)
                 )
