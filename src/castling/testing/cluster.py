@@ -212,7 +212,7 @@ class Cluster:
         )
 
     def _end(self, name: str) -> tuple[str, End]:
-        node = "east" if name == EndName.SOURCE else "west"
+        node = str(self._group.get("capture_on", "east")) if name == EndName.SOURCE else "west"
         return node, End(GROUP, "west", EndName(name))
 
     def report(self, name: str) -> dict[str, Any]:
