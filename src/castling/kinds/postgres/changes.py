@@ -11,7 +11,8 @@ without a key, a key change that leaves a TOASTed value behind, and anything tha
 impossible in a faithful history. TRUNCATE is a step of its own for all its tables.
 
 Keys are compared by the bytes that were sent. That is exact: the server sends the old
-key whenever the bytes of a key change.
+key whenever the bytes of a key change. Between two sessions the same key may come once as text and
+once binary; a step holds only keys of one form.
 """
 
 from __future__ import annotations
@@ -124,6 +125,13 @@ def _key_of(fields: Fields, keys: tuple[int, ...]) -> bytes:
     return b"".join([fields[index] or b"" for index in keys])
 
 
+def _told_by(change: Insert | Update | Delete) -> Row:
+    """The row that holds the whole key by which the source told the change."""
+    if isinstance(change, Insert):
+        return change.new
+    return change.old or change.new if isinstance(change, Update) else change.old
+
+
 def _merged(new: Row, before: Row | None) -> Row:
     """`new` with the fields that were not sent taken from the image before it."""
     if before is None or None not in new.fields:
@@ -143,6 +151,9 @@ class _Table:
     def __init__(self, relation: Relation) -> None:
         self.relation = relation
         self._keys = relation.keys
+        self._key_mask = sum(1 << index for index in self._keys)
+        #: which key columns come as text in the open net step
+        self._form = 0
         self._done: list[Step] = []
         self._deletes: dict[bytes, Row] = {}
         self._updates: dict[bytes, Row] = {}
@@ -178,6 +189,10 @@ class _Table:
             self._done.append(RowStep(self.relation, [change]))
 
     def add(self, change: Insert | Update | Delete) -> None:
+        form = _told_by(change).text & self._key_mask
+        if form != self._form:
+            self._close()
+            self._form = form
         before = self._row_changes
         self._collect(change)
         if self._row_changes == before:
