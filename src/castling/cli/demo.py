@@ -276,6 +276,10 @@ def _demo(
         int,
         typer.Option("--rows", envvar="CASTLING_DEMO_ROWS", min=2000, help="Rows in the bank at first."),
     ] = 300_000,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", envvar="CASTLING_DEMO_FOLDER", help="Where to work; default /tmp."),
+    ] = None,
 ) -> Result:
     """Show the main job on this machine: two servers, a bank, faults on purpose, and the proof.
 
@@ -283,7 +287,7 @@ def _demo(
     """
     signal.signal(signal.SIGTERM, _terminated)
     say("setting up two PostgreSQL servers as two nodes, east and west, each with its own agent")
-    with Cluster() as cluster:
+    with Cluster(parent=folder) as cluster:
         outcome = _Demo(cluster, rows=rows, seconds=seconds).run()
     found = verdict(outcome)
     if report is not None:

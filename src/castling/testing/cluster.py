@@ -47,7 +47,8 @@ def wait_for(condition: Callable[[], bool], what: str, *, within_s: float = 60.0
 
 class Cluster:
     """`group`: keys of the group's table in castling.toml, e.g. {"delivery": "sync"}; values as in TOML
-    (nested tables as dictionaries)."""
+    (nested tables as dictionaries). `parent`: where its folder is made; servers run as another user, so
+    everybody must be able to pass through."""
 
     def __init__(
         self,
@@ -55,10 +56,11 @@ class Cluster:
         database: str = GROUP,
         group: dict[str, Any] | None = None,
         server_settings: dict[str, str] | None = None,
+        parent: Path | None = None,
     ) -> None:
         self.database = database
         self._group = {"seed": {"schema": "create"}} | (group or {})
-        self.folder = Path(tempfile.mkdtemp(prefix="castling-cluster-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="castling-cluster-", dir=parent or "/tmp"))
         self.folder.chmod(0o755)
         self.servers = {
             name: EmbeddedServer(self.folder / f"postgres-{name}", name=name, settings=server_settings)
