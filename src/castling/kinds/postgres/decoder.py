@@ -3,6 +3,9 @@
 See docs/formats/postgres-stream.md: a DATA record's payload is pgoutput messages, each
 behind its length; a SESSION record begins a new conversation with the server, in which
 every table is described anew and a transaction that was under way is sent again in full.
+
+Whatever does not follow the protocol is a DecodeError: a change that was guessed at would be
+applied. After one, the decoder is of no more use.
 """
 
 from __future__ import annotations
@@ -14,14 +17,21 @@ from castling.errors import DecodeError
 from castling.journal.record import Position, Record, RecordType
 from castling.kinds.base import Abandon, Commit, Piece
 from castling.kinds.postgres.changes import Change, Delete, Insert, Truncate, Update
-from castling.kinds.postgres.drafts import PART
-from castling.kinds.postgres.messages import Relation, Row, frames, parse_relation, parse_row, unix_ns
+from castling.kinds.postgres.drafts import PART, PART_LAST
+from castling.kinds.postgres.messages import (
+    FRAME_MAX,
+    Relation,
+    Row,
+    frames,
+    parse_relation,
+    parse_row,
+    unix_ns,
+)
 
 __all__ = ["PostgresDecoder"]
 
 _BEGIN = struct.Struct(">cQqI")  # final lsn, commit time, xid
 _COMMIT = struct.Struct(">cBQQq")  # flags, commit lsn, end lsn, commit time
-_ROW = struct.Struct(">cI")
 _OLD = struct.Struct(">cIc")
 _TRUNCATE = struct.Struct(">cIB")
 _OID = struct.Struct(">I")
@@ -40,13 +50,17 @@ class PostgresDecoder:
         #: final LSN of the open transaction; None between transactions
         self._open: int | None = None
         self._handed_out = False
+        #: where the transaction or session before ended: progress counts on this order
+        self._ended = 0
         self._parts: list[bytes] = []
+        self._parts_size = 0
 
     def feed(self, record: Record) -> Iterator[Piece | Abandon]:
         if record.type is RecordType.SESSION:
             if self._handed_out:
                 yield Abandon()
             self.__init__(piece_bytes=self._piece_bytes)  # type: ignore[misc]  # a new conversation
+            self._ended = record.offset
             # the source had nothing more before this: an empty transaction moves progress on
             yield Piece([], 0, Commit(record.offset, record.t_ns, record.position), record.offset - 1)
         elif record.type is RecordType.DATA:
@@ -61,10 +75,15 @@ class PostgresDecoder:
             if self._parts:
                 raise DecodeError("the end of a message in parts is missing")
             return record.payload
+        if record.object not in (PART, PART_LAST):
+            raise DecodeError(f"a record of unknown kind {record.object}")
         self._parts.append(record.payload)
+        self._parts_size += len(record.payload)
+        if self._parts_size > FRAME_MAX + 4:
+            raise DecodeError("a message in parts is longer than a message can be")
         if record.object == PART:
             return b""
-        parts, self._parts = self._parts, []
+        parts, self._parts, self._parts_size = self._parts, [], 0
         return b"".join(parts)
 
     def _message(self, message: bytes, position: Position) -> Piece | None:
@@ -97,7 +116,10 @@ class PostgresDecoder:
             raise DecodeError("a transaction begins inside another")
         if len(message) != _BEGIN.size:
             raise DecodeError("a Begin message has the wrong length")
-        self._open = _BEGIN.unpack(message)[1]
+        final = _BEGIN.unpack(message)[1]
+        if final < self._ended:
+            raise DecodeError("a transaction comes before the end of the one before it")
+        self._open = final
 
     def _commit(self, message: bytes, position: Position) -> Piece:
         if self._open is None or len(message) != _COMMIT.size:
@@ -105,6 +127,9 @@ class PostgresDecoder:
         _, _, commit_lsn, end_lsn, time = _COMMIT.unpack(message)
         if commit_lsn != self._open:
             raise DecodeError("a Commit message does not belong to the transaction that was begun")
+        if end_lsn <= commit_lsn:
+            raise DecodeError("a transaction ends before its commit")
+        self._ended = end_lsn
         piece = Piece(self._changes, self._size, Commit(end_lsn, unix_ns(time), position), self._open)
         self._changes, self._size, self._open, self._handed_out = [], 0, None, False
         return piece
@@ -122,6 +147,9 @@ class PostgresDecoder:
         self._size += size + _OVERHEAD
 
     # --- changes ------------------------------------------------------------------------------
+    #
+    # An update may leave TOASTed values out. Inserted and old rows are whole, and one of an update's
+    # rows holds the whole key: a change that can't be made for lack of it is found here.
 
     def _relation(self, oid: int) -> Relation:
         found = self._relations.get(oid)
@@ -137,30 +165,39 @@ class PostgresDecoder:
             raise DecodeError(f"a change of {relation} is longer than its row")
         return row, end
 
+    def _whole_row(self, message: bytes, at: int, relation: Relation, *, last: bool) -> tuple[Row, int]:
+        row, end = self._row(message, at, relation, last=last)
+        if None in row.fields:
+            raise DecodeError(f"a row of {relation} was sent without all its values")
+        return row, end
+
     def _insert(self, message: bytes) -> Insert:
         _, oid, marker = self._head(message)
         relation = self._relation(oid)
         if marker != b"N":
             raise DecodeError("an Insert message without a new row")
-        return Insert(relation, self._row(message, 6, relation, last=True)[0])
+        return Insert(relation, self._whole_row(message, 6, relation, last=True)[0])
 
     def _update(self, message: bytes) -> Update:
         _, oid, marker = self._head(message)
         relation = self._relation(oid)
         old, at = None, 6
         if marker in (b"K", b"O"):
-            old, at = self._row(message, at, relation, last=False)
+            old, at = self._whole_row(message, at, relation, last=False)
             marker, at = message[at : at + 1], at + 1
         if marker != b"N":
             raise DecodeError("an Update message without a new row")
-        return Update(relation, self._row(message, at, relation, last=True)[0], old)
+        new = self._row(message, at, relation, last=True)[0]
+        if old is None and (not relation.keys or any(new.fields[index] is None for index in relation.keys)):
+            raise DecodeError(f"an update of {relation} does not say of which row")
+        return Update(relation, new, old)
 
     def _delete(self, message: bytes) -> Delete:
         _, oid, marker = self._head(message)
         relation = self._relation(oid)
         if marker not in (b"K", b"O"):
             raise DecodeError("a Delete message without an old row")
-        return Delete(relation, self._row(message, 6, relation, last=True)[0])
+        return Delete(relation, self._whole_row(message, 6, relation, last=True)[0])
 
     @staticmethod
     def _head(message: bytes) -> tuple[bytes, int, bytes]:
@@ -173,7 +210,7 @@ class PostgresDecoder:
         if len(message) < _TRUNCATE.size:
             raise DecodeError("a Truncate message is cut off")
         _, count, options = _TRUNCATE.unpack_from(message)
-        if len(message) != _TRUNCATE.size + count * _OID.size:
+        if not count or len(message) != _TRUNCATE.size + count * _OID.size:
             raise DecodeError("a Truncate message has the wrong length")
         oids = (found[0] for found in _OID.iter_unpack(message[_TRUNCATE.size :]))
         return Truncate(tuple(self._relation(oid) for oid in oids), bool(options & 1), bool(options & 2))

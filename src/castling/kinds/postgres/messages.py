@@ -18,6 +18,7 @@ from typing import NamedTuple
 from castling.errors import DecodeError
 
 __all__ = [
+    "FRAME_MAX",
     "NULL",
     "Column",
     "Fields",
@@ -43,7 +44,8 @@ _COLUMN = struct.Struct(">Ii")
 
 #: nanoseconds between 1970-01-01 and 2000-01-01
 _Y2000_NS = 946_684_800_000_000_000
-_FRAME_MAX = 1 << 30
+#: no message is longer: the server's own limit for one
+FRAME_MAX = 1 << 30
 
 
 def unix_ns(pg_microseconds: int) -> int:
@@ -110,7 +112,7 @@ def frames(payload: bytes) -> Iterator[bytes]:
             raise DecodeError("a message's length is cut off")
         (length,) = _LENGTH.unpack_from(payload, at)
         at += 4
-        if length == 0 or length > _FRAME_MAX or at + length > end:
+        if length == 0 or length > FRAME_MAX or at + length > end:
             raise DecodeError("a message is cut off")
         yield payload[at : at + length]
         at += length
@@ -142,7 +144,9 @@ def parse_relation(message: bytes) -> Relation:
         raise DecodeError("a Relation message is cut off or garbled") from error
     if at != len(message):
         raise DecodeError("a Relation message is longer than it says")
-    return Relation(oid, schema or "pg_catalog", name, identity.decode("ascii"), tuple(columns))
+    if identity not in (b"d", b"n", b"f", b"i"):
+        raise DecodeError(f"a table of unknown replica identity {identity!r}")
+    return Relation(oid, schema or "pg_catalog", name, identity.decode(), tuple(columns))
 
 
 def parse_row(message: bytes, at: int) -> tuple[Row, int]:
