@@ -1,0 +1,261 @@
+"""Builds with a promise broken on purpose: the tests must fail on every one of them.
+
+    python -m castling.testing.mutants [--only NAME] [--list]
+
+A mutant is a small change of the source text. Each is built as a copy of the package, put before the
+installed one, and given to the tests that guard the promise. One that they let pass is a hole in
+the tests, and fails the run; so does a change that no longer fits the source, and a test that
+fails on the unbroken build.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import castling
+
+__all__ = ["MUTANTS", "Edit", "Mutant", "apply_edits", "main"]
+
+_PACKAGE = Path(castling.__file__).parent
+#: what pytest says when tests ran and some failed; anything else is no verdict
+_TESTS_FAILED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """In `file` (below the package) the text `old`, which is there exactly once, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`promise`: what is broken. `tests`: arguments for pytest, run in the project's folder."""
+
+    name: str
+    promise: str
+    edits: tuple[Edit, ...]
+    tests: tuple[str, ...]
+
+
+MUTANTS = (
+    Mutant(
+        "fsync-removed",
+        "what is acknowledged is durable",
+        (
+            Edit(
+                "journal/journal.py",
+                "            await self._host.sync([current.file])\n",
+                "            pass\n",
+            ),
+        ),
+        ("tests/unit", "-k", "journal"),
+    ),
+    Mutant(
+        "fsync-removed-simulated",
+        "what is acknowledged is durable",
+        (
+            Edit(
+                "journal/journal.py",
+                "            await self._host.sync([current.file])\n",
+                "            pass\n",
+            ),
+        ),
+        ("tests/sim",),
+    ),
+    Mutant(
+        "ack-before-harden",
+        "a position is acknowledged only after the fsync",
+        (
+            Edit(
+                "link/intake.py",
+                "        hardened = self._journal.hardened\n",
+                "        hardened = self._journal.tail\n",
+            ),
+        ),
+        ("tests/unit", "tests/sim", "-k", "receiver or stream or sim"),
+    ),
+    Mutant(
+        "progress-apart",
+        "progress is committed with the changes it counts",
+        (
+            Edit(
+                "kinds/postgres/target.py",
+                "            await self._emptied.settle(connection, commit.offset)\n",
+                "            await self._emptied.settle(connection, commit.offset)\n"
+                '            await connection.execute(b"COMMIT")\n'
+                '            await connection.execute(b"BEGIN")\n',
+            ),
+        ),
+        ("tests/real/test_apply_once.py",),
+    ),
+    Mutant(
+        "repeats-applied",
+        "what the target holds already is passed over",
+        (
+            Edit(
+                "apply/schedule.py",
+                "        if item.offset < self._progress:\n            return\n",
+                "        if False:\n            return\n",
+            ),
+        ),
+        ("tests/unit/test_schedule.py",),
+    ),
+    Mutant(
+        "epoch-check-off",
+        "a primary whose epoch is over is refused",
+        (
+            Edit("link/handshake.py", "    if hello.epoch < epoch:\n", "    if False:\n"),
+            Edit("link/intake.py", "        if batch.epoch < self._journal.epoch:\n", "        if False:\n"),
+            Edit(
+                "journal/journal.py", "            if header.epoch < self.epoch:\n", "            if False:\n"
+            ),
+            Edit("link/feed.py", "        if tail.position.epoch > self._epoch:\n", "        if False:\n"),
+        ),
+        ("tests/unit", "-k", "epoch"),
+    ),
+    Mutant(
+        "another-installation-welcome",
+        "a node of another installation is refused",
+        (Edit("link/handshake.py", "    if hello.installation != installation:\n", "    if False:\n"),),
+        ("tests/unit", "-k", "link"),
+    ),
+    Mutant(
+        "payload-checksum-off",
+        "a flipped bit in a record is noticed",
+        (
+            Edit(
+                "journal/segment.py",
+                "    if _xxh3(payload) != header.payload_sum:\n",
+                "    if False:\n",
+            ),
+        ),
+        ("tests/unit", "-k", "journal"),
+    ),
+    Mutant(
+        "continuity-unchecked",
+        "a slot that is not the journal's is refused",
+        (
+            Edit(
+                "kinds/postgres/session.py",
+                "def check_continuity(source: Source, *, slot: str, resume: int, session: Session | None)"
+                " -> None:\n",
+                "def check_continuity(source: Source, *, slot: str, resume: int, session: Session | None)"
+                " -> None:\n    return\n",
+            ),
+        ),
+        ("tests/real/test_continuity.py",),
+    ),
+    Mutant(
+        "unknown-is-zero",
+        "a dead source never shows an RPO of zero",
+        (
+            Edit(
+                "groups/source.py",
+                "        if sent_ns is None or now_ns - sent_ns > (3 * self._settings.heartbeat + 1) * 1e9:\n"
+                "            return None\n",
+                "        if sent_ns is None or now_ns - sent_ns > (3 * self._settings.heartbeat + 1) * 1e9:\n"
+                "            return 0.0\n",
+            ),
+        ),
+        ("tests/real/test_faults_special.py", "-k", "dead_source"),
+    ),
+    Mutant(
+        "emptied-tables-forgotten",
+        "a table truncated during the first copy comes right",
+        (
+            Edit(
+                "kinds/postgres/seed_source.py",
+                "        if row[0] != self._files[table.oid]:\n",
+                "        if False:\n",
+            ),
+        ),
+        ("tests/real/test_seed_truncate.py",),
+    ),
+)
+
+
+def apply_edits(package: Path, edits: Sequence[Edit]) -> None:
+    """Change the sources below `package`. ValueError when a text is not there exactly once."""
+    for edit in edits:
+        path = package / edit.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(edit.old) != 1:
+            raise ValueError(f"{edit.file}: the text to change is there {text.count(edit.old)} times")
+        path.write_text(text.replace(edit.old, edit.new), encoding="utf-8")
+
+
+def _pytest(tests: Sequence[str], before: Path | None) -> tuple[int, str]:
+    """Exit code and closing lines of pytest, with the package in folder `before` put first."""
+    environment = dict(os.environ)
+    if before is not None:
+        environment["PYTHONPATH"] = str(before)
+        seen = subprocess.run(
+            [sys.executable, "-c", "import castling; print(castling.__file__)"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        if not seen.startswith(str(before)):
+            raise RuntimeError(f"the tests would not run the mutant but {seen.strip()}")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *tests],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout[-1500:]
+
+
+def _killed(mutant: Mutant) -> bool:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="castling-mutant-") as folder:
+        built = Path(folder) / "castling"
+        shutil.copytree(_PACKAGE, built, ignore=shutil.ignore_patterns("__pycache__"))
+        apply_edits(built, mutant.edits)
+        code, said = _pytest(mutant.tests, Path(folder))
+    noticed = code == _TESTS_FAILED
+    first = next((line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+    word = "noticed" if noticed else f"NOT NOTICED (pytest ended with {code})"
+    print(f"{mutant.name:32} {word:10} {time.monotonic() - began:6.1f} s  {first[:120]}", flush=True)
+    if not noticed:
+        print(said)
+    return noticed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run every mutant; 0 when the tests noticed all of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", action="append", choices=[mutant.name for mutant in MUTANTS])
+    parser.add_argument("--list", action="store_true", help="name the mutants and the promises they break")
+    chosen = parser.parse_args(arguments)
+    mutants = [mutant for mutant in MUTANTS if not chosen.only or mutant.name in chosen.only]
+    if chosen.list:
+        for mutant in mutants:
+            print(f"{mutant.name:32} {mutant.promise}")
+        return 0
+    for tests in dict.fromkeys(mutant.tests for mutant in mutants):
+        code, said = _pytest(tests, None)
+        if code != 0:
+            print(f"on the unbroken build {' '.join(tests)} ends with {code}:\n{said}")
+            return 2
+    survivors = [mutant.name for mutant in mutants if not _killed(mutant)]
+    print(f"{len(mutants) - len(survivors)} of {len(mutants)} broken builds were noticed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
