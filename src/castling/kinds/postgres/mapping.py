@@ -6,13 +6,16 @@ not there, a column that is not there, a binary value for a column of another ty
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from psycopg import AsyncConnection
 
 from castling.errors import TargetError
-from castling.kinds.postgres.messages import Relation
+from castling.kinds.postgres.messages import Column, Relation
 from castling.kinds.postgres.statements import TargetColumn, TargetTable
 
-__all__ = ["FIRST_USER_OID", "Mapping"]
+__all__ = ["FIRST_USER_OID", "Found", "Mapping", "matched"]
 
 #: objects below this have the same identifier on every server
 FIRST_USER_OID = 16384
@@ -26,6 +29,16 @@ _COLUMNS = """
      WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
        AND a.attnum > 0 AND NOT a.attisdropped
 """
+
+
+class Found(NamedTuple):
+    """A column of the target's table. `type` as PostgreSQL writes it; `generated`: computed from others."""
+
+    name: str
+    type: str
+    type_oid: int
+    always_identity: bool
+    generated: bool
 
 
 class Mapping:
@@ -46,30 +59,44 @@ class Mapping:
 
     async def _look_up(self, relation: Relation) -> TargetTable:
         cursor = await self._connection.execute(_COLUMNS, (relation.schema, relation.name))
-        found = {str(row[0]): row for row in await cursor.fetchall()}
-        if not found:
-            raise TargetError(
-                f"the target has no table {relation}",
-                hint="create it as on the source, or exclude it from the group",
-                table=str(relation),
-            )
-        columns = []
-        for column in relation.columns:
-            row = found.get(column.name)
-            if row is None or row[4]:
-                raise TargetError(
-                    f"{relation} on the target has no column {column.name!r} that can be written",
-                    hint="schema changes are not carried: make the same change on the target",
-                    table=str(relation),
-                    column=column.name,
-                )
-            type_oid = int(str(row[2]))
-            if type_oid != column.type_oid and min(type_oid, column.type_oid) < FIRST_USER_OID:
-                raise TargetError(
-                    f"{relation}.{column.name} is of type {row[1]} on the target, but not on the source",
-                    hint="give the column the source's type",
-                    table=str(relation),
-                    column=column.name,
-                )
-            columns.append(TargetColumn(column.name, str(row[1]), type_oid, bool(row[3])))
-        return TargetTable(relation.schema, relation.name, tuple(columns))
+        return matched(
+            relation,
+            [
+                Found(str(row[0]), str(row[1]), int(str(row[2])), bool(row[3]), bool(row[4]))
+                for row in await cursor.fetchall()
+            ],
+        )
+
+
+def matched(relation: Relation, found: Sequence[Found]) -> TargetTable:
+    """The target's columns for those of `relation`, in its order. Pure. TargetError names what does not fit.
+
+    Columns that only the target has are left to their defaults.
+    """
+    if not found:
+        raise TargetError(
+            f"the target has no table {relation}",
+            hint="create it as on the source, or exclude it from the group",
+            table=str(relation),
+        )
+    by_name = {column.name: column for column in found}
+    columns = tuple(_fitting(relation, column, by_name.get(column.name)) for column in relation.columns)
+    return TargetTable(relation.schema, relation.name, columns)
+
+
+def _fitting(relation: Relation, column: Column, found: Found | None) -> TargetColumn:
+    if found is None or found.generated:
+        raise TargetError(
+            f"{relation} on the target has no column {column.name!r} that can be written",
+            hint="schema changes are not carried: make the same change on the target",
+            table=str(relation),
+            column=column.name,
+        )
+    if found.type_oid != column.type_oid and min(found.type_oid, column.type_oid) < FIRST_USER_OID:
+        raise TargetError(
+            f"{relation}.{column.name} is of type {found.type} on the target, but not on the source",
+            hint="give the column the source's type",
+            table=str(relation),
+            column=column.name,
+        )
+    return TargetColumn(column.name, found.type, found.type_oid, found.always_identity)

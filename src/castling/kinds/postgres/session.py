@@ -35,6 +35,7 @@ RESEED = "find out what happened to the source; then seed anew: `castling group 
 
 #: more published tables than this are remembered by a digest alone (a token is limited to 32 KiB)
 _TABLES_MAX = 4000
+_VERSION = 1
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -56,17 +57,21 @@ class Session(msgspec.Struct, frozen=True):
     tables: list[int] = []
     tables_digest: str = ""
     rests: bool = False
-    v: int = 1
+    v: int = _VERSION
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)
 
     @classmethod
     def decode(cls, data: bytes) -> Session:
+        """DecodeError when it is no token, or one of a version that this release does not know."""
         try:
-            return msgspec.msgpack.decode(data, type=cls)
-        except msgspec.DecodeError as error:
+            found = msgspec.msgpack.decode(data, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DecodeError("the continuity token in the journal can't be read") from error
+        if found.v != _VERSION:
+            raise DecodeError(f"the continuity token in the journal is of version {found.v}, not {_VERSION}")
+        return found
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -96,14 +101,14 @@ class Published(msgspec.Struct, frozen=True):
 def slot_name(group: str, backup: str) -> str:
     """What a stream is called on the source: its slot, its publication and its standby name.
 
-    PostgreSQL allows lower case letters, digits and underscores, 63 of them; a name that has to
-    be changed for that gets a digest, so that no two streams meet in one name.
+    PostgreSQL allows lower case letters, digits and underscores, 63 of them. A name that has to be
+    changed for that, or could be read in two ways (group `a_b` to `c`, group `a` to `b_c`), gets a
+    digest, so that no two streams meet in one name.
     """
-    told = f"castling_{group}_{backup}"
-    name = re.sub(r"[^a-z0-9_]", "_", told)
-    if name == told and len(name) <= 63:
+    name = re.sub(r"[^a-z0-9]", "_", f"castling_{group}_{backup}")
+    if re.fullmatch(r"castling_[a-z0-9]+_[a-z0-9]+", f"castling_{group}_{backup}") and len(name) <= 63:
         return name
-    return f"{name[:54]}_{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    return f"{name[:54]}_{hashlib.sha256(f'{group}/{backup}'.encode()).hexdigest()[:8]}"
 
 
 def created_comment(lsn: int) -> str:

@@ -1,0 +1,156 @@
+"""Which tables a group's patterns choose, and which of the target's columns stand for the source's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from castling.config import GroupSettings
+from castling.errors import TargetError
+from castling.kinds.postgres.catalog import Table, is_chosen
+from castling.kinds.postgres.mapping import Found, matched
+from castling.kinds.postgres.messages import Column, Relation
+from castling.kinds.postgres.statements import TargetColumn
+
+RELATION = Relation(
+    16400,
+    "public",
+    "orders",
+    "d",
+    (
+        Column("id", 20, -1, True),
+        Column("Total", 1700, -1, False),
+        Column("state", 16500, -1, False),
+    ),
+)
+FOUND = [
+    Found("id", "bigint", 20, True, False),
+    Found("Total", "numeric", 1700, False, False),
+    Found("state", "app.order_state", 20500, False, False),
+]
+
+
+# --- columns ----------------------------------------------------------------------------------
+
+
+@given(st.permutations([*FOUND, Found("only_here", "text", 25, False, False)]))
+def test_columns_are_found_by_name_in_the_sources_order(found: list[Found]) -> None:
+    table = matched(RELATION, found)
+    assert str(table) == "public.orders"
+    assert table.columns == (
+        TargetColumn("id", "bigint", 20, True),
+        TargetColumn("Total", "numeric", 1700, False),
+        TargetColumn("state", "app.order_state", 20500, False),
+    )
+
+
+def test_the_order_is_the_descriptions_and_not_the_targets() -> None:
+    turned = replace(RELATION, columns=RELATION.columns[::-1])
+    assert [column.name for column in matched(turned, FOUND).columns] == ["state", "Total", "id"]
+
+
+def test_a_column_dropped_on_the_source_is_left_alone_on_the_target() -> None:
+    narrower = replace(RELATION, columns=RELATION.columns[:1])
+    assert [column.name for column in matched(narrower, FOUND).columns] == ["id"]
+
+
+@pytest.mark.parametrize("missing", ["id", "Total", "state"])
+def test_a_column_dropped_on_the_target_is_named(missing: str) -> None:
+    with pytest.raises(TargetError, match="no column") as caught:
+        matched(RELATION, [column for column in FOUND if column.name != missing])
+    assert caught.value.context == {"table": "public.orders", "column": missing}
+
+
+def test_names_differ_by_case() -> None:
+    with pytest.raises(TargetError, match="no column 'Total'"):
+        matched(RELATION, [column._replace(name=column.name.lower()) for column in FOUND])
+
+
+def test_a_column_that_the_target_computes_can_not_be_written() -> None:
+    with pytest.raises(TargetError, match="can be written"):
+        matched(RELATION, [FOUND[0], FOUND[1]._replace(generated=True), FOUND[2]])
+
+
+@pytest.mark.parametrize(("index", "oid"), [(0, 23), (1, 701), (1, 16600), (2, 25)])
+def test_another_type_is_refused(index: int, oid: int) -> None:
+    found = [*FOUND]
+    found[index] = found[index]._replace(type_oid=oid)
+    with pytest.raises(TargetError, match="is of type") as caught:
+        matched(RELATION, found)
+    assert caught.value.context["column"] == RELATION.columns[index].name
+
+
+def test_a_missing_table_is_named() -> None:
+    with pytest.raises(TargetError, match="has no table public"):
+        matched(RELATION, [])
+
+
+# --- patterns ---------------------------------------------------------------------------------
+
+
+def table(name: str, *, ancestors: tuple[str, ...] = ()) -> Table:
+    schema, _, relname = name.partition(".")
+    return Table(
+        oid=1,
+        schema=schema,
+        name=relname,
+        kind="r",
+        persistence="p",
+        identity="d",
+        is_partition=bool(ancestors),
+        row_security=False,
+        rows=0,
+        bytes=0,
+        readable=True,
+        primary_key_usable=True,
+        has_identity_index=False,
+        has_children=False,
+        ancestors=ancestors,
+        columns=(),
+        primary_key=("id",),
+    )
+
+
+def chosen(one: Table, include: list[str], exclude: list[str] | None = None) -> bool:
+    settings = GroupSettings(
+        kind="postgres",
+        primary="east",
+        backups=["west"],
+        databases={},
+        include=include,
+        exclude=exclude or [],
+    )
+    return is_chosen(one, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "include", "exclude", "expected"),
+    [
+        ("public.orders", ["*.*"], [], True),
+        ("public.orders", ["public"], [], True),  # a schema
+        ("publicity.orders", ["public"], [], False),
+        ("public.orders", ["public.orders"], [], True),
+        ("public.orders", ["public.o*"], [], True),
+        ("public.Orders", ["public.o*"], [], False),  # names differ by case
+        ("app.orders", ["public.*"], [], False),
+        ("public.orders", ["*.*"], ["public.orders"], False),  # exclude wins
+        ("public.orders", ["public.orders"], ["public"], False),
+        ("public.orders_old", ["public.*"], ["*.*_old"], False),
+        ("public.orders", ["public.*"], ["*.*_old"], True),
+        ("public.orders", [], [], False),
+        ("public.a.b", ["public.a.b"], [], True),  # a name may hold a dot
+    ],
+)
+def test_patterns(name: str, include: list[str], exclude: list[str], expected: bool) -> None:
+    assert chosen(table(name), include, exclude) is expected
+
+
+def test_a_partition_follows_its_root() -> None:
+    part = table("parts.orders_2026", ancestors=("public.orders",))
+    assert chosen(part, ["public.orders"])
+    assert not chosen(part, ["*.*"], ["public.orders"])
+    assert not chosen(part, ["public.orders"], ["parts.orders_2026"])
+    assert not chosen(part, ["public.customers"])
