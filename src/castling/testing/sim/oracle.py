@@ -1,0 +1,115 @@
+"""What must hold at every instant, and what must have been met at all.
+
+The oracle knows the truth (the source's own list of rows) and looks at everything that
+others could rely on: each committed state of the replica, each acknowledgement that reaches
+the source, and what the worst crash at that moment would leave of the remote journal. It
+judges by content, never by what the ends say of themselves.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+from castling.errors import CastlingError
+from castling.journal.journal import Journal
+from castling.testing.sim.host import Machine, SimHost
+from castling.testing.sim.ledger import LedgerServer
+from castling.testing.sim.loop import SimLoop
+from castling.testing.sim.network import SimNetwork
+from castling.testing.sim.replica import Replica
+
+__all__ = ["Oracle", "Violation"]
+
+
+class Violation(Exception):
+    """A promise was broken."""
+
+
+class Oracle:
+    """Judges one world. `journal`: the folder of the remote journal on `backup`."""
+
+    def __init__(
+        self, loop: SimLoop, truth: LedgerServer, backup: Machine, *, group: str, journal: str
+    ) -> None:
+        self._loop = loop
+        self.truth = truth
+        self._backup = backup
+        self._group = group
+        self._journal = journal
+        self._random = random.Random(0)
+        self.broken: Violation | None = None
+        self.on_broken: Callable[[], None] = lambda: None
+        #: interesting things that really happened
+        self.met: Counter[str] = Counter()
+        #: what `far_tail` said of the running receive end; None while there is none
+        self.hardened_offset: Callable[[], int | None] = lambda: None
+        self._checked = 0
+        self._was_complete = False
+        self._seeded_at = 0
+        #: sync flavour: end of the newest transaction whose commit was told to its writer
+        self.promised_end = 0
+
+    def fail(self, what: str) -> None:
+        """Note the first violation and end the world."""
+        if self.broken is None:
+            self.broken = Violation(f"at {self._loop.time():.3f} s: {what}")
+            self.on_broken()
+
+    # --- the replica --------------------------------------------------------------------------
+
+    def look_at(self, replica: Replica) -> None:
+        """Called after each commit of the replica, and after its crash."""
+        progress = replica.progress
+        if progress is None:  # the first copy is under way: nobody reads this
+            self._checked, self._was_complete = 0, False
+            return
+        if not self._was_complete:
+            self._was_complete, self._seeded_at = True, progress
+        self._check_rows(replica, progress)
+        hardened = self.hardened_offset()
+        if hardened is not None and progress > max(hardened, self._seeded_at):
+            self.fail(f"the replica is at {progress}, hardened is only {hardened}")
+
+    def _check_rows(self, replica: Replica, progress: int) -> None:
+        rows, truth = replica.rows, self.truth.rows
+        self._checked = min(self._checked, len(rows))
+        if len(rows) != self.truth.count_upto(progress):
+            self.fail(
+                f"the replica says {progress} and has {len(rows)} rows, the source had "
+                f"{self.truth.count_upto(progress)} there"
+            )
+        for index in range(self._checked, len(rows)):
+            if index >= len(truth) or rows[index] != truth[index]:
+                wanted = truth[index][:2] if index < len(truth) else None
+                self.fail(f"row {index} of the replica is {rows[index][:2]}, of the source {wanted}")
+                return
+        self._checked = len(rows)
+
+    # --- acknowledgements ---------------------------------------------------------------------
+
+    def acknowledged(self, offset: int) -> None:
+        """The source was told that everything up to `offset` is safe, and has forgotten it."""
+        if self._random.random() < 0.08:
+            self.check_durable(offset)
+
+    def check_durable(self, offset: int) -> None:
+        """Recover the remote journal as the worst crash right now would leave it: `offset` must be there."""
+        found = self.recovered_offset()
+        if found < offset:
+            self.fail(f"{offset} was acknowledged; a crash now would leave the journal at {found}")
+
+    def recovered_offset(self) -> int:
+        """The source position at the tail of the journal after the worst crash now; -1: it can't be read."""
+        machine = Machine("examiner", self._loop, SimNetwork(self._loop, random.Random(0)), random.Random(0))
+        machine.disk = self._backup.disk.surely()
+        host = SimHost(machine, "examiner", lambda: None)
+        try:
+            journal = Journal.open(host, self._journal, group=self._group, segment_bytes=1 << 14)
+        except CastlingError as error:
+            self.fail(f"the journal would not recover from a crash now: {error}")
+            return -1
+        offset = journal.tail.offset
+        journal.close()
+        return offset

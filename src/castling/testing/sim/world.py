@@ -1,0 +1,376 @@
+"""One world: two machines, the real ends of one stream, a workload, faults, and a judge.
+
+    east: ledger ─▶ SourceEnd ═══ network ═══▶ west: ReceiveEnd ─▶ journal ─▶ ApplyEnd ─▶ replica
+
+The ends are the product's own, unchanged; only their host, and the source and target at the
+two far ends, are simulated. A run has three acts: the workload writes while faults happen;
+everything heals and must drain within a deadline; the two sides are compared. In some worlds
+the source's machine never comes back instead, and what was promised must be on the replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from castling.config import Config, GroupSettings, InstallationSettings, LinkSettings, RetentionSettings
+from castling.errors import CastlingError, JournalError, StaleEpoch
+from castling.groups.apply import ApplyEnd
+from castling.groups.receive import ReceiveEnd
+from castling.groups.source import SourceEnd
+from castling.journal.record import Record
+from castling.kinds.base import Abandon, Piece, Stream
+from castling.testing.sim.host import Machine, SimHost, SimKilled
+from castling.testing.sim.ledger import LedgerCapture, LedgerDecoder, LedgerSeedSource, LedgerServer
+from castling.testing.sim.loop import PROCESS, SimLoop, Stuck
+from castling.testing.sim.network import SimNetwork
+from castling.testing.sim.oracle import Oracle
+from castling.testing.sim.replica import LedgerSeedTarget, LedgerTarget, Replica
+
+__all__ = ["Result", "Service", "World"]
+
+_INSTALLATION = "5" * 32
+_GROUP = "ledger"
+_FOLDER = "/var/ledger/west"
+_JOURNAL = f"{_FOLDER}/journal"
+_ADDRESS = "west:7410"
+#: virtual seconds in which a healed world must have drained
+DRAIN_S = 90.0
+
+
+class _End(Protocol):
+    async def run(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one seed. `broken` None: every promise was kept. `virtual_s`: how long it lived."""
+
+    seed: int
+    broken: str | None
+    met: dict[str, int]
+    txns: int
+    virtual_s: float
+    trace: tuple[str, ...]
+
+
+class _Receive(ReceiveEnd):
+    RELEASE_S = 1.0  # a world lives for seconds
+
+
+class Service:
+    """A process that is started again when it dies, as the agent's supervisor does."""
+
+    def __init__(self, world: World, name: str, machine: Machine, build: Callable[[SimHost], _End]) -> None:
+        self._world = world
+        self.name = name
+        self.machine = machine
+        self._build = build
+        self.is_wanted = True
+        self.host: SimHost | None = None
+        self.end: Any = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        if not (self.is_wanted and self.machine.up) or self.host is not None:
+            return
+        self.host = host = SimHost(self.machine, self.name, self._dying)
+        context = contextvars.Context()
+        context.run(PROCESS.set, host)
+        self._world.say(f"{self.name} starts")
+        self._task = self._world.loop.create_task(self._main(host), context=context)
+        self._task.add_done_callback(self._ended, context=contextvars.Context())
+
+    async def _main(self, host: SimHost) -> None:
+        self.end = None
+        end = self.end = self._build(host)
+        await end.run()
+
+    def _dying(self) -> None:
+        assert self.host is not None
+        self._world.autopsy(self)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        host, self.host = self.host, None
+        assert host is not None
+        error = None if task.cancelled() else task.exception()
+        if host.alive:
+            host.kill()
+        if error is None or isinstance(error, SimKilled):
+            self._world.say(f"{self.name} is gone after {host.last!r}")
+        else:
+            self._world.say(f"{self.name} ends: {type(error).__name__}: {error}")
+            self._world.judge_end(self, error)
+        self._world.loop.call_later(self._world.random.uniform(0.05, 1.0), self.start)
+
+    def kill(self) -> None:
+        if self.host is not None:
+            self.host.kill()
+
+    def arm(self, calls: int) -> None:
+        """Die at the `calls`-th thing it does."""
+        if self.host is not None:
+            self.host.arm(calls)
+
+    def stop_gently(self) -> None:
+        """What SIGTERM does; it starts again by itself."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+class _CountedDecoder(LedgerDecoder):
+    def __init__(self, world: World, piece_rows: int) -> None:
+        super().__init__(piece_rows)
+        self._world = world
+
+    def feed(self, record: Record) -> Iterable[Piece | Abandon]:  # type: ignore[override]  # wider on purpose
+        for item in super().feed(record):
+            if isinstance(item, Abandon):
+                self._world.met("session restarted inside a transaction")
+            yield item
+
+
+class World:
+    """See the module. `is_calm`: no faults at all."""
+
+    def __init__(self, seed: int, *, is_calm: bool = False, verbose: bool = False) -> None:
+        self.seed = seed
+        self.is_calm = is_calm
+        self._verbose = verbose
+        self.random = random.Random(seed)
+        self.loop = SimLoop(seed)
+        self.network = SimNetwork(self.loop, self._fork())
+        self.network.latency_most_s = self.random.choice((0.001, 0.01, 0.05))
+        self.east = Machine("east", self.loop, self.network, self._fork())
+        self.west = Machine("west", self.loop, self.network, self._fork())
+        self.server = LedgerServer(self.loop, self._fork())
+        self.is_sync = self.random.random() < 0.3
+        self.epoch = 1
+        self.trace: list[str] = []
+        self.oracle = Oracle(self.loop, self.server, self.west, group=_GROUP, journal=_JOURNAL)
+        self.oracle.on_broken = self._stop_now
+        self.oracle.hardened_offset = self._hardened_offset
+        self.server.watch = self.oracle.acknowledged
+        self.replica = Replica(self.loop.time, self._fork(), self._look)
+        self.stream = Stream(_GROUP, "west", self._settings(), _config())
+        self.piece_rows = self.random.choice((3, 20, 1000))
+        self.source = Service(self, "source", self.east, self._source_of(self.server, 1))
+        self.receive = Service(self, "receive", self.west, self._receive)
+        self.apply = Service(self, "apply", self.west, self._apply)
+        self.services = [self.source, self.receive, self.apply]
+        self._over: asyncio.Future[None] | None = None
+        self.txns_wanted = self.random.randint(60, 260)
+        self.writes_for_s = self.random.uniform(6.0, 16.0)
+        self.is_writing = True
+
+    def _fork(self) -> random.Random:
+        return random.Random(self.random.random())
+
+    def _settings(self) -> GroupSettings:
+        rng = self.random
+        return GroupSettings(
+            kind="postgres",
+            primary="east",
+            backups=["west"],
+            databases={},
+            delivery="sync" if self.is_sync else "async",
+            on_sync_loss="wait" if self.is_sync else None,
+            batch_changes=rng.choice((1, 10, 100)),
+            apply_memory=rng.choice((1_000, 10_000, 1_000_000)),
+            retention=RetentionSettings(size=0, min_free=2048, segment=rng.choice((6_144, 8_192, 16_384))),
+            link=LinkSettings(compression=rng.choice((0, 1)), window=rng.choice((2_000, 20_000, 200_000))),
+        )
+
+    # --- the ends -----------------------------------------------------------------------------
+
+    def _source_of(self, server: LedgerServer, epoch: int) -> Callable[[SimHost], _End]:
+        def build(host: SimHost) -> _End:
+            return SourceEnd(
+                host,
+                self.stream,
+                address=_ADDRESS,
+                tls=None,
+                installation=_INSTALLATION,
+                node="east",
+                epoch=epoch,
+                capture=LedgerCapture(host, server),
+                seed_source=LedgerSeedSource(host, server),
+            )
+
+        return build
+
+    def _receive(self, host: SimHost) -> _End:
+        end = _Receive(
+            host,
+            _FOLDER,
+            self.stream,
+            listen=_ADDRESS,
+            tls=None,
+            installation=_INSTALLATION,
+            node="west",
+            allowed={"east"},
+            seed_target=LedgerSeedTarget(host, self.replica),
+        )
+        if end.journal.cut_bytes is not None:
+            self.met("torn tail cut at recovery")
+        return end
+
+    def _apply(self, host: SimHost) -> _End:
+        return ApplyEnd(
+            host,
+            _FOLDER,
+            self.stream,
+            decoder=lambda: _CountedDecoder(self, self.piece_rows),
+            target=lambda: LedgerTarget(host, self.replica),
+        )
+
+    # --- telling ------------------------------------------------------------------------------
+
+    def say(self, what: str) -> None:
+        line = f"{self.loop.time():9.3f}  {what}"
+        self.trace.append(line)
+        if self._verbose:
+            print(line)  # noqa: T201 - that is what --verbose asks for
+
+    def met(self, what: str, times: int = 1) -> None:
+        """Something worth meeting has been met."""
+        if times > 0:
+            self.oracle.met[what] += times
+
+    def _look(self) -> None:
+        self.oracle.look_at(self.replica)
+
+    def _hardened_offset(self) -> int | None:
+        end = self.receive.end
+        return None if self.receive.host is None or end is None else int(end.journal.hardened.offset)
+
+    def autopsy(self, service: Service) -> None:
+        """A process is dying: in the middle of what?"""
+        end = service.end
+        if end is None:
+            return
+        if service is self.receive:
+            if end.journal.tail.position > end.journal.hardened.position:
+                self.met("receive end died between append and harden")
+        elif service is self.apply:
+            session = end._session
+            if self.replica.open:
+                self.met("apply end died inside a target transaction")
+            if session is not None and session._applied.offset < (self.replica.progress or 0):
+                self.met("apply end died between commit and mark")
+        else:
+            if end.state == "seeding":
+                self.met("source end died during the first copy")
+            self.met("link resumed from memory", end._feed.resumed)
+            self.met("capture opened again in one process", end._feed.reopened - 1)
+
+    def judge_end(self, service: Service, error: BaseException) -> None:
+        """An end gave up by itself: is that one of the reasons for which it may?"""
+        if isinstance(error, StaleEpoch) and service is not self.source:
+            self.met("stale epoch refused")
+            service.is_wanted = False
+            return
+        if type(error) is JournalError and service is self.receive:
+            self.met("journal given up after a failed sync")
+            return
+        if isinstance(error, CastlingError) and error.retryable:
+            return
+        self.oracle.fail(f"{service.name} ended with {type(error).__name__}: {error}")
+
+    def _stop_now(self) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
+
+    # --- the run ------------------------------------------------------------------------------
+
+    def run(self) -> Result:
+        """Live through it all; never raises for what the world did wrong."""
+        asyncio.set_event_loop(None)
+        self.loop.set_exception_handler(self._mishap)
+        try:
+            self.loop.run_until_complete(self._live())
+        except Stuck as error:
+            self.oracle.broken = self.oracle.broken or error
+        finally:
+            self._bury()
+        broken = self.oracle.broken
+        return Result(
+            self.seed,
+            None if broken is None else str(broken),
+            dict(self.oracle.met),
+            len(self.server.txns),
+            self.loop.time(),
+            tuple(self.trace),
+        )
+
+    def _mishap(self, _: Any, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, SimKilled | asyncio.CancelledError):
+            self.oracle.fail(f"a task failed unheard: {context.get('message')}: {error!r}")
+
+    async def _live(self) -> None:
+        self._over = self.loop.create_future()
+        story = self.loop.create_task(self._story())
+        await asyncio.wait((story, self._over), return_when=asyncio.FIRST_COMPLETED)
+        if story.done():
+            story.result()
+        else:
+            story.cancel()
+
+    async def _story(self) -> None:
+        for _ in range(self.random.randint(0, 40)):  # what the first copy will find
+            self._write()
+        for service in self.services:
+            self.loop.call_later(self.random.uniform(0.0, 0.5), service.start)
+        await self._workload()
+        await self._drain()
+        self._compare()
+
+    async def _workload(self) -> None:
+        pause_s = 2 * self.writes_for_s / self.txns_wanted
+        for _ in range(self.txns_wanted):
+            await asyncio.sleep(self.random.random() * pause_s)
+            self._write()
+
+    def _write(self) -> None:
+        rng = self.random
+        count = rng.randint(20, 120) if rng.random() < 0.04 else rng.randint(1, 4)
+        self.server.commit([rng.randbytes(rng.randint(1, 40)) for _ in range(count)], self.east.wall_ns())
+
+    async def _drain(self) -> None:
+        self.say("everything heals")
+        end = self.server.ends[-1]
+        deadline_s = self.loop.time() + DRAIN_S
+        while (self.replica.progress or 0) < end:
+            if self.loop.time() > deadline_s:
+                self.oracle.fail(
+                    f"not drained: the source is at {end}, the replica at {self.replica.progress}"
+                )
+                return
+            await asyncio.sleep(0.2)
+
+    def _compare(self) -> None:
+        if self.replica.rows != self.server.rows:
+            self.oracle.fail("the replica does not equal the source")
+
+    def _bury(self) -> None:
+        """End what still runs, without consequences."""
+        for service in self.services:
+            service.is_wanted = False
+            if service.host is not None:
+                service.host.kill()
+        rest = asyncio.all_tasks(self.loop)
+        for task in rest:
+            task.cancel()
+        self.loop.set_exception_handler(lambda *_: None)
+        if rest:
+            self.loop.run_until_complete(asyncio.wait(rest))
+        self.loop.close()
+
+
+def _config() -> Config:
+    return Config(installation=InstallationSettings(name="simulated"), nodes={})
