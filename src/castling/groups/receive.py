@@ -16,6 +16,7 @@ from castling.journal.journal import Journal
 from castling.journal.marks import Mark, Marks
 from castling.journal.reader import JournalReader
 from castling.journal.record import Tail
+from castling.journal.retention import forecast_full_s
 from castling.kinds.base import SeedTarget, Stream
 from castling.link.receiver import Receiver
 from castling.observe import Throughput
@@ -156,7 +157,7 @@ class ReceiveEnd:
         hardened = self.journal.hardened
         rate = self._rate.per_second()
         free = self._host.disk.free_bytes(self._folder)
-        room = free - self._settings.retention.min_free
+        min_free = self._settings.retention.min_free
         return {
             "positions": {"hardened": str(hardened.position)},
             "offsets": {"hardened": hardened.offset},
@@ -166,7 +167,7 @@ class ReceiveEnd:
                 "bytes": self.journal.size_bytes(),
                 "free_bytes": free,
                 "bytes_per_s": rate,
-                "full_in_s": room / rate if rate else None,
+                "full_in_s": forecast_full_s(free_bytes=free, min_free=min_free, bytes_per_s=rate),
                 "epoch": self.journal.epoch,
             },
         }
