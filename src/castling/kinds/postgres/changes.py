@@ -8,7 +8,8 @@ triggers while it applies.
 
 Three things can't be said as a set and become row steps in their place: changes of a table
 without a key, a key change that leaves a TOASTed value behind, and anything that would be
-impossible in a faithful history. TRUNCATE is a step of its own for all its tables.
+impossible in a faithful history. TRUNCATE is a step of its own for all its tables; what came
+before it of theirs is left out.
 
 Keys are compared by the bytes that were sent. That is exact: the server sends the old
 key whenever the bytes of a key change. Between two sessions the same key may come once as text and
@@ -104,9 +105,8 @@ def coalesce(changes: Iterable[Change]) -> list[Step]:
     steps: list[Step] = []
     for change in changes:
         if isinstance(change, Truncate):
-            for table in tables.values():
-                steps.extend(table.steps())
-            tables.clear()
+            for relation in change.relations:
+                tables.pop(relation.oid, None)  # what came before is gone with the rows
             steps.append(TruncateStep(change))
             continue
         relation = change.relation
