@@ -22,7 +22,7 @@ FIRST_USER_OID = 16384
 
 _COLUMNS = """
     SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid::pg_catalog.int8,
-           a.attidentity = 'a', a.attgenerated <> ''
+           a.attidentity = 'a', a.attgenerated <> '', c.relkind = 'p'
       FROM pg_catalog.pg_attribute a
       JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -59,16 +59,14 @@ class Mapping:
 
     async def _look_up(self, relation: Relation) -> TargetTable:
         cursor = await self._connection.execute(_COLUMNS, (relation.schema, relation.name))
-        return matched(
-            relation,
-            [
-                Found(str(row[0]), str(row[1]), int(str(row[2])), bool(row[3]), bool(row[4]))
-                for row in await cursor.fetchall()
-            ],
-        )
+        rows = await cursor.fetchall()
+        found = [
+            Found(str(row[0]), str(row[1]), int(str(row[2])), bool(row[3]), bool(row[4])) for row in rows
+        ]
+        return matched(relation, found, is_partitioned=any(row[5] for row in rows))
 
 
-def matched(relation: Relation, found: Sequence[Found]) -> TargetTable:
+def matched(relation: Relation, found: Sequence[Found], *, is_partitioned: bool = False) -> TargetTable:
     """The target's columns for those of `relation`, in its order. Pure. TargetError names what does not fit.
 
     Columns that only the target has are left to their defaults.
@@ -81,7 +79,7 @@ def matched(relation: Relation, found: Sequence[Found]) -> TargetTable:
         )
     by_name = {column.name: column for column in found}
     columns = tuple(_fitting(relation, column, by_name.get(column.name)) for column in relation.columns)
-    return TargetTable(relation.schema, relation.name, columns)
+    return TargetTable(relation.schema, relation.name, columns, is_partitioned)
 
 
 def _fitting(relation: Relation, column: Column, found: Found | None) -> TargetColumn:

@@ -3,6 +3,12 @@
 Every name is quoted, every table named with its schema, every column list written out.
 A value that came as text is cast to the target column's type; one that came binary is
 already of it.
+
+An ordinary table is named ONLY: tables that inherit from it are replicated on their own.
+
+A column GENERATED ALWAYS AS IDENTITY can't be set by an UPDATE, but the source's row may have a
+new value there (SET id = DEFAULT). A set leaves such a column alone and counts only rows where it
+already agrees; one row is deleted and inserted anew.
 """
 
 from __future__ import annotations
@@ -26,6 +32,8 @@ __all__ = [
     "insert_from_stage",
     "insert_row",
     "quoted",
+    "replace_row",
+    "resets_identity",
     "shape_of",
     "truncate",
     "update_from_stage",
@@ -53,6 +61,7 @@ class TargetTable:
     schema: str
     name: str
     columns: tuple[TargetColumn, ...]
+    is_partitioned: bool = False
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
@@ -60,6 +69,11 @@ class TargetTable:
     @property
     def sql(self) -> str:
         return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    @property
+    def only(self) -> str:
+        """Its own rows; of a partitioned table those of its partitions."""
+        return self.sql if self.is_partitioned else f"ONLY {self.sql}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +136,24 @@ def _same_key(table: TargetTable, shape: Shape, keys: Sequence[int]) -> str:
 
 
 def delete_from_stage(stage: str, table: TargetTable, shape: Shape, keys: Sequence[int]) -> str:
-    return f"DELETE FROM {table.sql} t USING {stage} s WHERE {_same_key(table, shape, keys)}"
+    return f"DELETE FROM {table.only} t USING {stage} s WHERE {_same_key(table, shape, keys)}"
 
 
 def _settable(table: TargetTable, indexes: Iterable[int]) -> list[int]:
-    """An identity column that is always generated can't be set, and never changes on the source either."""
     return [index for index in indexes if not table.columns[index].always_identity]
 
 
 def update_from_stage(stage: str, table: TargetTable, shape: Shape, keys: Sequence[int]) -> str:
-    indexes = _settable(table, (index for index in shape.sent if index not in keys)) or list(keys[:1])
+    """Touches, or where nothing can be set finds, each row whose identity columns already agree."""
+    others = [index for index in shape.sent if index not in keys]
+    indexes = _settable(table, others)
+    same = _same_key(table, shape, [*keys, *(index for index in others if index not in indexes)])
+    if not indexes:
+        return f"SELECT FROM {table.only} t JOIN {stage} s ON {same}"
     sets = ", ".join(
         f"{quoted(table.columns[index].name)} = {_staged(table, shape, index)}" for index in indexes
     )
-    return f"UPDATE {table.sql} t SET {sets} FROM {stage} s WHERE {_same_key(table, shape, keys)}"
+    return f"UPDATE {table.only} t SET {sets} FROM {stage} s WHERE {same}"
 
 
 def insert_from_stage(stage: str, table: TargetTable, shape: Shape) -> str:
@@ -169,28 +187,56 @@ def _one_row(table: TargetTable, shape: Shape, keys: Sequence[int]) -> str:
     names = ", ".join(f"r.{quoted(table.columns[index].name)}" for index in shape.sent)
     values = ", ".join(_value(table, shape.text, index) for index in shape.sent)
     return (
-        f"(t.tableoid, t.ctid) = (SELECT r.tableoid, r.ctid FROM {table.sql} r "
+        f"(t.tableoid, t.ctid) = (SELECT r.tableoid, r.ctid FROM {table.only} r "
         f"WHERE ROW({names})::record OPERATOR(pg_catalog.*=) ROW({values})::record LIMIT 1)"
     )
 
 
 def delete_row(table: TargetTable, old: Shape, keys: Sequence[int]) -> str:
-    return f"DELETE FROM {table.sql} t WHERE {_one_row(table, old, keys)}"
+    return f"DELETE FROM {table.only} t WHERE {_one_row(table, old, keys)}"
+
+
+def resets_identity(table: TargetTable, new: Fields, old: Fields | None, keys: Sequence[int]) -> bool:
+    """Whether an update gives a GENERATED ALWAYS column another value, or may: an old key tells
+    nothing of a column beside it. Such an update is made by `replace_row`."""
+    for index, column in enumerate(table.columns):
+        if not column.always_identity or new[index] is None:
+            continue
+        is_told = index in keys or not keys
+        if not is_told or (old is not None and old[index] != new[index]):
+            return True
+    return False
 
 
 def update_row(
     table: TargetTable, new: Shape, old: Shape, keys: Sequence[int]
 ) -> tuple[str, tuple[int, ...]]:
     """The statement, and the columns of the new row that it takes, before those of the old one."""
-    indexes = tuple(_settable(table, new.sent)) or new.sent[:1]
+    indexes = tuple(_settable(table, new.sent))
+    if not indexes:
+        return f"SELECT FROM {table.only} t WHERE {_one_row(table, old, keys)}", ()
     sets = ", ".join(
         f"{quoted(table.columns[index].name)} = {_value(table, new.text, index)}" for index in indexes
     )
-    return f"UPDATE {table.sql} t SET {sets} WHERE {_one_row(table, old, keys)}", indexes
+    return f"UPDATE {table.only} t SET {sets} WHERE {_one_row(table, old, keys)}", indexes
+
+
+def replace_row(table: TargetTable, new: Shape, old: Shape, keys: Sequence[int]) -> str:
+    """An update as a delete and an insert; values that were not sent are kept. Takes the columns of
+    the old row before those of the new one."""
+    every = range(len(table.columns))
+    values = ", ".join(
+        _value(table, new.text, index) if index in new.sent else f"gone.{quoted(table.columns[index].name)}"
+        for index in every
+    )
+    return (
+        f"WITH gone AS (DELETE FROM {table.only} t WHERE {_one_row(table, old, keys)} RETURNING t.*) "
+        f"INSERT INTO {table.sql} ({_names(table, every)}) OVERRIDING SYSTEM VALUE SELECT {values} FROM gone"
+    )
 
 
 def truncate(tables: Sequence[TargetTable], *, restart_identity: bool) -> str:
-    names = ", ".join(table.sql for table in tables)
+    names = ", ".join(table.only for table in tables)
     return f"TRUNCATE TABLE {names}{' RESTART IDENTITY' if restart_identity else ''}"
 
 

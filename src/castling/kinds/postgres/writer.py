@@ -42,6 +42,8 @@ from castling.kinds.postgres.statements import (
     delete_row,
     insert_from_stage,
     insert_row,
+    replace_row,
+    resets_identity,
     shape_of,
     truncate,
     update_from_stage,
@@ -267,6 +269,10 @@ class Writer:
         before = change.old or change.new
         old = shape_of(change.relation, before.fields, before.text)
         new = shape_of(change.relation, change.new.fields, change.new.text)
+        told = None if change.old is None else change.old.fields
+        if resets_identity(table, change.new.fields, told, keys):
+            statement = replace_row(table, new, old, keys)
+            return statement, _parameters(before, keys or old.sent) + _parameters(change.new, new.sent)
         statement, indexes = update_row(table, new, old, keys)
         return statement, _parameters(change.new, indexes) + _parameters(before, keys or old.sent)
 
