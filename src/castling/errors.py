@@ -139,6 +139,14 @@ class DeployRefused(StateError):
     exit_code = 18
 
 
+class StateUnsaved(StateError):
+    """The local state could not be made durable; what it was before still holds."""
+
+    code = "state-unsaved"
+    exit_code = 19
+    retryable = True
+
+
 # --- source -----------------------------------------------------------------------------------
 
 

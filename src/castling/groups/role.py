@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from castling.errors import StaleEpoch, StateError
+from castling.errors import StaleEpoch, StateError, StateUnsaved
 from castling.host import Host
 
 __all__ = ["Role", "load_role", "save_role"]
@@ -55,15 +55,21 @@ def save_role(host: Host, folder: str, role: Role) -> None:
 
 
 def write_durably(host: Host, folder: str, name: str, data: bytes) -> None:
-    """Replace `folder/name` by `data` so that a crash leaves the old content or the new one."""
-    host.disk.makedirs(folder)
+    """Replace `folder/name` by `data` so that a crash leaves the old content or the new one.
+
+    StateUnsaved when the disk is full or fails.
+    """
     scratch = f"{folder}/{name}.new"
-    file = host.disk.open(scratch, create=True)
     try:
-        file.truncate(0)
-        file.write_at(0, data)
-        file.sync()
-    finally:
-        file.close()
-    host.disk.rename(scratch, f"{folder}/{name}")
-    host.disk.sync_dir(folder)
+        host.disk.makedirs(folder)
+        file = host.disk.open(scratch, create=True)
+        try:
+            file.truncate(0)
+            file.write_at(0, data)
+            file.sync()
+        finally:
+            file.close()
+        host.disk.rename(scratch, f"{folder}/{name}")
+        host.disk.sync_dir(folder)
+    except OSError as error:
+        raise StateUnsaved(f"{folder}/{name} can't be written: {error.strerror or error}") from error

@@ -21,6 +21,7 @@ from castling.errors import JournalCorrupt, JournalError, JournalFull, JournalGa
 from castling.host import File, Host
 from castling.journal import retention as keeping
 from castling.journal.files import (
+    Scan,
     first_seqs,
     index_path,
     read_index,
@@ -43,6 +44,9 @@ from castling.journal.segment import (
 )
 
 __all__ = ["Journal"]
+
+#: bytes written at once when recovery writes records again
+_AGAIN = 4 << 20
 
 
 @dataclass(slots=True)
@@ -103,6 +107,7 @@ class Journal:
             journal._recover()
         else:
             journal._begin_anew()
+            journal._publish()  # the mark's file is made while there is room
         return journal
 
     # --- recovery -----------------------------------------------------------------------------
@@ -134,7 +139,12 @@ class Journal:
         self._check_dense(path, first_seq, found.entries)
         if found.damage is not None:
             self._cut(file, path, found.end, found.damage, first_seq + len(found.entries), header)
-        file.sync()
+        try:
+            self._write_again(file, found, header)
+            file.sync()
+        except OSError as error:
+            file.close()
+            raise self._explain(error) from error
         self.journal_id = header.journal_id
         self.epoch = header.epoch
         self.epoch_history = tuple(header.history)
@@ -170,6 +180,20 @@ class Journal:
             )
         self.cut_bytes = file.size() - end
         file.truncate(end)
+
+    def _write_again(self, file: File, found: Scan, header: SegmentHeader) -> None:
+        """Write the records of the last segment that no sync is known to have covered.
+
+        After a failed sync the page cache shows what the disk may not have, and counts it as
+        clean: a sync alone would vouch for records that the next crash takes away.
+        """
+        mark = self._marks.read("hardened")
+        sure = mark.position.seq if mark is not None and mark.journal_id == header.journal_id else 0
+        at = next((entry.place for entry in found.entries if entry.seq > sure), found.end)
+        while at < found.end:
+            piece = file.read_at(at, min(found.end - at, _AGAIN))
+            file.write_at(at, piece)
+            at += len(piece)
 
     # --- beginning ----------------------------------------------------------------------------
 

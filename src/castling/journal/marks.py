@@ -8,10 +8,12 @@ checksum and is read again.
 
 from __future__ import annotations
 
+import errno
 import struct
 import zlib
 from dataclasses import dataclass
 
+from castling.errors import JournalError, JournalFull
 from castling.host import File, Host
 from castling.journal.record import Position
 
@@ -46,12 +48,20 @@ class Marks:
         return f"{self._directory}/{name}.mark"
 
     def publish(self, name: str, mark: Mark) -> None:
-        """Let every reader of the host see `mark`."""
-        file = self._writers.get(name)
-        if file is None:
-            file = self._writers[name] = self._host.disk.open(self._path(name), create=True)
+        """Let every reader of the host see `mark`. JournalFull when there is no room to make it.
+
+        Once made, a mark is written in place and needs none.
+        """
         raw = _LAYOUT.pack(mark.position.epoch, mark.position.seq, mark.offset, mark.t_ns, mark.journal_id)
-        file.write_at(0, raw + _CRC.pack(zlib.crc32(raw)))
+        try:
+            file = self._writers.get(name)
+            if file is None:
+                file = self._writers[name] = self._host.disk.open(self._path(name), create=True)
+            file.write_at(0, raw + _CRC.pack(zlib.crc32(raw)))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise JournalFull(f"no room for the mark {name} in {self._directory}") from error
+            raise JournalError(f"the mark {name} can't be written: {error.strerror or error}") from error
 
     def read(self, name: str) -> Mark | None:
         """The mark, or None when there is none that can be trusted."""

@@ -89,6 +89,9 @@ class SimHost:
         """Die at the `calls`-th call through the door from now."""
         self._fuse = calls
 
+    def disarm(self) -> None:
+        self._fuse = None
+
     def kill(self, *, silently: bool = False) -> None:
         """Die now. `silently`: the machine dies with it, so nobody closes its connections."""
         if not self.alive:

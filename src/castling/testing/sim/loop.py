@@ -59,7 +59,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now_s
 
-    def create_task(self, coro: Any, *, name: str | None = None, context: Any = None, **_: Any) -> Any:
+    def create_task(self, coro: Any, *, name: object = None, context: Any = None) -> Any:
         self._check_closed()  # type: ignore[attr-defined]  # BaseEventLoop's own guard
         self._numbers += 1
         return SimTask(coro, self._numbers, loop=self, name=name, context=context)
@@ -93,5 +93,4 @@ class SimLoop(asyncio.BaseEventLoop):
                 handle._run()
 
     def _write_to_self(self) -> None:
-        """Called from other threads only, and there are none."""
-        raise AssertionError("a simulated world has one thread")
+        """There is no other thread, and nothing that would have to be woken."""

@@ -268,6 +268,10 @@ class SimNetwork:
             client.inward.cut(tell=client_told)
             server.inward.cut(tell=server_told)
 
+    def is_busy(self) -> bool:
+        """Much is on its way to somebody who listens."""
+        return any(client.outward.flying_bytes > 200 for client, _ in self._pairs)
+
     def stall(self, way: tuple[str, str], seconds: float) -> None:
         """Deliver nothing that way for a while."""
         self._stalls[way] = max(self.stalled_until(way), self.loop.time() + seconds)

@@ -39,7 +39,7 @@ class Oracle:
         self._group = group
         self._journal = journal
         self._random = random.Random(0)
-        self.broken: Violation | None = None
+        self.broken: Exception | None = None
         self.on_broken: Callable[[], None] = lambda: None
         #: interesting things that really happened
         self.met: Counter[str] = Counter()
@@ -48,8 +48,6 @@ class Oracle:
         self._checked = 0
         self._was_complete = False
         self._seeded_at = 0
-        #: sync flavour: end of the newest transaction whose commit was told to its writer
-        self.promised_end = 0
 
     def fail(self, what: str) -> None:
         """Note the first violation and end the world."""
@@ -93,6 +91,11 @@ class Oracle:
         """The source was told that everything up to `offset` is safe, and has forgotten it."""
         if self._random.random() < 0.08:
             self.check_durable(offset)
+
+    def after_crash(self) -> None:
+        """The backup lost power: what was acknowledged must still be there, whatever else went."""
+        if self.truth.slot is not None and self.truth.confirmed_most > self.truth.slot.start:
+            self.check_durable(self.truth.confirmed_most)
 
     def check_durable(self, offset: int) -> None:
         """Recover the remote journal as the worst crash right now would leave it: `offset` must be there."""

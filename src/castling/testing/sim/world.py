@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from castling.errors import CastlingError, JournalError, StaleEpoch
 from castling.groups.apply import ApplyEnd
 from castling.groups.receive import ReceiveEnd
 from castling.groups.source import SourceEnd
+from castling.groups.stream import SeedState
 from castling.journal.record import Record
 from castling.kinds.base import Abandon, Piece, Stream
+from castling.testing.sim.faults import heal, power_off, rain
 from castling.testing.sim.host import Machine, SimHost, SimKilled
 from castling.testing.sim.ledger import LedgerCapture, LedgerDecoder, LedgerSeedSource, LedgerServer
 from castling.testing.sim.loop import PROCESS, SimLoop, Stuck
@@ -95,11 +98,11 @@ class Service:
         self._world.autopsy(self)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        host, self.host = self.host, None
+        host = self.host
         assert host is not None
         error = None if task.cancelled() else task.exception()
-        if host.alive:
-            host.kill()
+        host.kill()
+        self.host = None
         if error is None or isinstance(error, SimKilled):
             self._world.say(f"{self.name} is gone after {host.last!r}")
         else:
@@ -115,6 +118,15 @@ class Service:
         """Die at the `calls`-th thing it does."""
         if self.host is not None:
             self.host.arm(calls)
+
+    async def until(self, found: Callable[[], bool], *, within_s: float) -> bool:
+        """Wait until the running process is in that state; False when it does not come to it."""
+        deadline_s = self._world.loop.time() + within_s
+        while self._world.loop.time() < deadline_s:
+            if self.host is not None and self.end is not None and found():
+                return True
+            await asyncio.sleep(0.0015)
+        return False
 
     def stop_gently(self) -> None:
         """What SIGTERM does; it starts again by itself."""
@@ -147,9 +159,10 @@ class World:
         self.network.latency_most_s = self.random.choice((0.001, 0.01, 0.05))
         self.east = Machine("east", self.loop, self.network, self._fork())
         self.west = Machine("west", self.loop, self.network, self._fork())
+        self.north = Machine("north", self.loop, self.network, self._fork())
+        self.machines = (self.east, self.west, self.north)
         self.server = LedgerServer(self.loop, self._fork())
         self.is_sync = self.random.random() < 0.3
-        self.epoch = 1
         self.trace: list[str] = []
         self.oracle = Oracle(self.loop, self.server, self.west, group=_GROUP, journal=_JOURNAL)
         self.oracle.on_broken = self._stop_now
@@ -158,14 +171,19 @@ class World:
         self.replica = Replica(self.loop.time, self._fork(), self._look)
         self.stream = Stream(_GROUP, "west", self._settings(), _config())
         self.piece_rows = self.random.choice((3, 20, 1000))
-        self.source = Service(self, "source", self.east, self._source_of(self.server, 1))
+        self.source = Service(self, "source", self.east, self._source_of(self.server, "east", 1))
         self.receive = Service(self, "receive", self.west, self._receive)
         self.apply = Service(self, "apply", self.west, self._apply)
         self.services = [self.source, self.receive, self.apply]
         self._over: asyncio.Future[None] | None = None
         self.txns_wanted = self.random.randint(60, 260)
         self.writes_for_s = self.random.uniform(6.0, 16.0)
-        self.is_writing = True
+        #: the source's machine is gone for good; what was promised must be on the backup
+        self.is_lost = False
+        self.deposed: list[Service] = []
+        #: synchronous delivery: transactions whose commit has returned, and where they end
+        self.promised: dict[int, int] = {}
+        self.ends_lost = not is_calm and self.random.random() < 0.15
 
     def _fork(self) -> random.Random:
         return random.Random(self.random.random())
@@ -187,7 +205,7 @@ class World:
 
     # --- the ends -----------------------------------------------------------------------------
 
-    def _source_of(self, server: LedgerServer, epoch: int) -> Callable[[SimHost], _End]:
+    def _source_of(self, server: LedgerServer, node: str, epoch: int) -> Callable[[SimHost], _End]:
         def build(host: SimHost) -> _End:
             return SourceEnd(
                 host,
@@ -195,7 +213,7 @@ class World:
                 address=_ADDRESS,
                 tls=None,
                 installation=_INSTALLATION,
-                node="east",
+                node=node,
                 epoch=epoch,
                 capture=LedgerCapture(host, server),
                 seed_source=LedgerSeedSource(host, server),
@@ -212,7 +230,7 @@ class World:
             tls=None,
             installation=_INSTALLATION,
             node="west",
-            allowed={"east"},
+            allowed={"east", "north"},
             seed_target=LedgerSeedTarget(host, self.replica),
         )
         if end.journal.cut_bytes is not None:
@@ -227,6 +245,27 @@ class World:
             decoder=lambda: _CountedDecoder(self, self.piece_rows),
             target=lambda: LedgerTarget(host, self.replica),
         )
+
+    def machine(self, name: str) -> Machine:
+        return next(found for found in self.machines if found.name == name)
+
+    def weak_moments(self) -> list[tuple[Service, str, Callable[[], bool]]]:
+        """Where dying is most delicate."""
+        return [
+            (self.receive, "between append and harden", self.is_unhardened),
+            (self.apply, "inside a target transaction", lambda: bool(self.replica.open)),
+            (self.apply, "between commit and mark", self._is_unmarked),
+            (self.source, "during the first copy", lambda: self.source.end.state == "seeding"),
+            (self.source, "within a large transaction", lambda: self.source.end._capture._row > 0),
+        ]
+
+    def is_unhardened(self) -> bool:
+        journal = self.receive.end.journal
+        return bool(journal.tail.position > journal.hardened.position)
+
+    def _is_unmarked(self) -> bool:
+        session = self.apply.end._session
+        return session is not None and session._applied.offset < (self.replica.progress or 0)
 
     # --- telling ------------------------------------------------------------------------------
 
@@ -254,25 +293,23 @@ class World:
         if end is None:
             return
         if service is self.receive:
-            if end.journal.tail.position > end.journal.hardened.position:
+            if self.is_unhardened():
                 self.met("receive end died between append and harden")
         elif service is self.apply:
-            session = end._session
             if self.replica.open:
                 self.met("apply end died inside a target transaction")
-            if session is not None and session._applied.offset < (self.replica.progress or 0):
+            if self._is_unmarked():
                 self.met("apply end died between commit and mark")
         else:
-            if end.state == "seeding":
+            if getattr(end, "state", "") == "seeding":
                 self.met("source end died during the first copy")
             self.met("link resumed from memory", end._feed.resumed)
             self.met("capture opened again in one process", end._feed.reopened - 1)
 
     def judge_end(self, service: Service, error: BaseException) -> None:
         """An end gave up by itself: is that one of the reasons for which it may?"""
-        if isinstance(error, StaleEpoch) and service is not self.source:
+        if isinstance(error, StaleEpoch) and service in self.deposed:
             self.met("stale epoch refused")
-            service.is_wanted = False
             return
         if type(error) is JournalError and service is self.receive:
             self.met("journal given up after a failed sync")
@@ -289,7 +326,7 @@ class World:
 
     def run(self) -> Result:
         """Live through it all; never raises for what the world did wrong."""
-        asyncio.set_event_loop(None)
+        gc.disable()  # what a collection ends would end at another moment in each run
         self.loop.set_exception_handler(self._mishap)
         try:
             self.loop.run_until_complete(self._live())
@@ -297,6 +334,7 @@ class World:
             self.oracle.broken = self.oracle.broken or error
         finally:
             self._bury()
+            gc.enable()
         broken = self.oracle.broken
         return Result(
             self.seed,
@@ -323,39 +361,138 @@ class World:
 
     async def _story(self) -> None:
         for _ in range(self.random.randint(0, 40)):  # what the first copy will find
-            self._write()
+            self.write()
         for service in self.services:
             self.loop.call_later(self.random.uniform(0.0, 0.5), service.start)
+        faults = self.loop.create_task(rain(self, self.writes_for_s)) if not self.is_calm else None
         await self._workload()
+        if self.ends_lost and self.replica.progress is not None:
+            await self._lose_source()
+            return
+        if faults is not None:
+            await faults
+            self.say("everything heals")
+            heal(self)
         await self._drain()
         self._compare()
+        self._count()
+
+    async def _lose_source(self) -> None:
+        """The source's machine is gone for good, in the middle of it all: what it was told is safe is here."""
+        self.is_lost = True
+        self.met("source lost for good")
+        primary = self.source.machine
+        self.say(f"{primary.name} burns down")
+        power_off(self, primary)
+        if self.random.random() < 0.5:
+            self.say("west loses power with it")
+            power_off(self, self.west)
+        heal(self)
+        await self._reach(self.server.confirmed_most, "what was acknowledged")
+        there = {row[0] for row in self.replica.rows}
+        for number, end in self.promised.items():
+            if number not in there:
+                self.oracle.fail(f"the commit at {end} had returned to its writer as safe; it is lost")
+        self.met("synchronous commit kept though the source burnt down", len(self.promised))
 
     async def _workload(self) -> None:
-        pause_s = 2 * self.writes_for_s / self.txns_wanted
-        for _ in range(self.txns_wanted):
-            await asyncio.sleep(self.random.random() * pause_s)
-            self._write()
+        writers = 4 if self.is_sync else 1
+        await asyncio.gather(*(self._writer(self.txns_wanted // writers) for _ in range(writers)))
 
-    def _write(self) -> None:
+    async def _writer(self, txns: int) -> None:
+        pause_s = 2 * self.writes_for_s / txns
+        until_s = self.loop.time() + self.writes_for_s
+        for _ in range(txns):
+            await asyncio.sleep(self.random.random() * pause_s)
+            if self.is_sync:
+                await self._write_and_wait(within_s=2.0)
+                if self.loop.time() > until_s:
+                    return
+            else:
+                self.write()
+
+    def write(self) -> None:
+        """One transaction, when there is a source; with synchronous delivery its writer waits."""
+        if not self.server.is_up:
+            return
         rng = self.random
-        count = rng.randint(20, 120) if rng.random() < 0.04 else rng.randint(1, 4)
+        count = rng.randint(20, 250) if rng.random() < 0.04 else rng.randint(1, 4)
         self.server.commit([rng.randbytes(rng.randint(1, 40)) for _ in range(count)], self.east.wall_ns())
 
+    async def _write_and_wait(self, within_s: float) -> None:
+        """A commit with synchronous delivery returns when the source was told that it is safe."""
+        server = self.server
+        before = len(server.txns)
+        self.write()
+        if len(server.txns) == before:
+            return
+        txn = server.txns[-1]
+        deadline_s = self.loop.time() + within_s
+        while self.loop.time() < deadline_s and not self.is_lost:
+            if server.is_up and server.confirmed_most >= txn.end:
+                self.promised[txn.number] = txn.end
+                return
+            await asyncio.sleep(0.005)
+
+    # --- another primary ----------------------------------------------------------------------
+
+    async def depose(self) -> None:
+        """North takes the role over from east, which does not know it, goes on and must not be heard."""
+        stream = getattr(self.receive.end, "stream_state", None)
+        is_ready = (
+            stream is not None and stream.seed is SeedState.SEEDED and self.replica.progress is not None
+        )
+        if self.deposed or self.is_lost or not (is_ready and self.server.is_up):
+            return
+        self.say("north takes over from east")
+        old, deposed = self.server, self.source
+        common_end = old.ends[-1]
+        self.server = self.oracle.truth = old.fork()
+        self.server.watch = self.oracle.acknowledged
+
+        def watch_ghosts(offset: int) -> None:
+            if offset > common_end:
+                self.oracle.fail(f"the deposed primary was told that {offset} is safe")
+
+        old.watch = watch_ghosts
+        self.deposed.append(deposed)
+        self.source = Service(self, "source of north", self.north, self._source_of(self.server, "north", 2))
+        self.services.append(self.source)
+        self.source.start()
+        while self.receive.host is None or self.receive.end is None or self.receive.end.journal.epoch < 2:
+            if self.is_lost:
+                return
+            await asyncio.sleep(0.05)
+        for _ in range(10):
+            old.commit([b"written by a primary that is none"], self.east.wall_ns())
+            await asyncio.sleep(0.3)
+
     async def _drain(self) -> None:
-        self.say("everything heals")
-        end = self.server.ends[-1]
+        await self._reach(self.server.ends[-1], "the source's end")
+
+    async def _reach(self, offset: int, what: str) -> None:
         deadline_s = self.loop.time() + DRAIN_S
-        while (self.replica.progress or 0) < end:
+        while (self.replica.progress or 0) < offset:
             if self.loop.time() > deadline_s:
-                self.oracle.fail(
-                    f"not drained: the source is at {end}, the replica at {self.replica.progress}"
-                )
+                at = self.replica.progress
+                self.oracle.fail(f"not drained: {what} is {offset}, the replica at {at}")
                 return
             await asyncio.sleep(0.2)
 
     def _compare(self) -> None:
         if self.replica.rows != self.server.rows:
             self.oracle.fail("the replica does not equal the source")
+
+    def _count(self) -> None:
+        """What the whole run shows."""
+        disk = self.west.disk
+        seqs = sorted(int(name[:-4]) for name in disk.listdir(_JOURNAL) if name.endswith(".seg"))
+        self.met("segment rolled", seqs[-1] > 1)
+        self.met("segment released", seqs[0] > 1)
+        self.met("half-open connection superseded", self.network.half_open)
+        self.met("link cut within a batch", self.network.cut_within)
+        if self.receive.end is not None:
+            self.met("first copy begun again", self.receive.end.stream_state.seeds - 1)
 
     def _bury(self) -> None:
         """End what still runs, without consequences."""
