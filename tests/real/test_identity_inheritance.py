@@ -1,7 +1,7 @@
 """What an UPDATE or DELETE on the target can't say as the source said it.
 
 A column GENERATED ALWAYS AS IDENTITY can be set to DEFAULT and to nothing else; a statement on a
-table also means the tables that inherit from it.
+table also means the tables that inherit from it; a narrower column takes values and rounds them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from tests.real.pg_cast import BulkTo, Journal, Pair, captured, database_pair
 
 from castling.config import SeedSettings
-from castling.errors import TargetDiverged
+from castling.errors import TargetDiverged, TargetError
 from castling.kinds.base import Piece, Stream
 from castling.kinds.postgres.kind import KIND
 from castling.testing.compare import compare
@@ -28,6 +28,8 @@ _TABLES = """
     ALTER TABLE keyed ALTER long SET STORAGE EXTERNAL;
     CREATE TABLE bare (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, long text);
     ALTER TABLE bare ALTER long SET STORAGE EXTERNAL;
+    CREATE TABLE priced (id int PRIMARY KEY, price numeric(10, 2));
+    INSERT INTO priced VALUES (1, 0);
     CREATE TABLE parent (id int PRIMARY KEY, v text);
     CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent);
     CREATE TABLE loose (id int, v text);
@@ -134,3 +136,15 @@ async def test_a_table_and_those_that_inherit_from_it_stay_apart(
     await _apply(stream, pair)
     assert _differences(pair) is None
     assert pair.target("SELECT count(*) FROM parent") == pair.source("SELECT count(*) FROM child")
+
+
+async def test_a_target_column_made_narrower_stops_the_group(pair: Pair, stream: Stream) -> None:
+    """The server would round without a word."""
+    pair.source("UPDATE priced SET price = 1.25")
+    pair.target("ALTER TABLE priced ALTER price TYPE numeric(12, 4)")
+    await _apply(stream, pair)
+    assert pair.target("SELECT price::text FROM priced") == [("1.2500",)]
+    pair.target("ALTER TABLE priced ALTER price TYPE numeric(10, 1)")
+    pair.source("UPDATE priced SET price = 2.75")
+    with pytest.raises(TargetError, match=r"public\.priced\.price is numeric\(10,1\)"):
+        await _apply(stream, pair)

@@ -83,6 +83,45 @@ def test_another_type_is_refused(index: int, oid: int) -> None:
     assert caught.value.context["column"] == RELATION.columns[index].name
 
 
+def numeric(precision: int, scale: int) -> int:
+    return (precision << 16 | scale & 0x7FF) + 4
+
+
+@pytest.mark.parametrize(
+    ("oid", "source", "target", "fits"),
+    [
+        (1700, numeric(10, 2), numeric(10, 2), True),
+        (1700, numeric(10, 2), numeric(12, 4), True),
+        (1700, numeric(10, 2), -1, True),
+        (1700, numeric(10, 2), numeric(12, 1), False),
+        (1700, numeric(10, 0), numeric(10, -2), False),
+        (1700, -1, numeric(30, 20), False),
+        (1231, numeric(10, 2), numeric(10, 1), False),
+        (1184, -1, 6, True),
+        (1184, 3, 3, True),
+        (1184, -1, 3, False),
+        (1114, 3, 0, False),
+        (1043, 14, 24, True),
+        (1043, 14, -1, True),
+        (1043, 24, 14, False),
+        (1043, -1, 14, False),
+        (1186, -1, 0x7FFF0003, False),
+        (1186, 0x7FFF0003, -1, True),
+        (1560, 8, 4, True),  # bit(8) into bit(4) is refused by the server
+        (20, -1, -1, True),
+    ],
+)
+def test_a_column_that_would_round_or_cut_is_refused(oid: int, source: int, target: int, fits: bool) -> None:
+    described = Relation(1, "s", "t", "d", (Column("c", oid, source, True),))
+    found = [Found("c", "some type", oid, False, False, target)]
+    if fits:
+        assert matched(described, found).columns[0].name == "c"
+    else:
+        with pytest.raises(TargetError, match="narrower") as caught:
+            matched(described, found)
+        assert caught.value.context["column"] == "c"
+
+
 def test_a_missing_table_is_named() -> None:
     with pytest.raises(TargetError, match="has no table public"):
         matched(RELATION, [])

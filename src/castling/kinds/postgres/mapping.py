@@ -1,7 +1,9 @@
 """The target's tables for the source's: by schema and name, columns by name.
 
 What does not fit is an error at the first change, with the column named: a table that is
-not there, a column that is not there, a binary value for a column of another type.
+not there, a column that is not there, another type, and a type so narrow that the target would round
+or cut values without a word. A wider one is no error, so that a column can be widened on the target
+first, then on the source.
 """
 
 from __future__ import annotations
@@ -22,13 +24,20 @@ FIRST_USER_OID = 16384
 
 _COLUMNS = """
     SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid::pg_catalog.int8,
-           a.attidentity = 'a', a.attgenerated <> '', c.relkind = 'p'
+           a.attidentity = 'a', a.attgenerated <> '', a.atttypmod, c.relkind = 'p'
       FROM pg_catalog.pg_attribute a
       JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
        AND a.attnum > 0 AND NOT a.attisdropped
 """
+
+
+#: types whose values are rounded or cut to fit a modifier, and their arrays
+_NUMERIC = (1700, 1231)
+_TIMES = (1083, 1183, 1266, 1270, 1114, 1115, 1184, 1185)
+_INTERVAL = (1186, 1187)
+_VARCHAR = (1043, 1015)  # spaces at the end are cut
 
 
 class Found(NamedTuple):
@@ -39,6 +48,7 @@ class Found(NamedTuple):
     type_oid: int
     always_identity: bool
     generated: bool
+    type_modifier: int = -1
 
 
 class Mapping:
@@ -61,9 +71,10 @@ class Mapping:
         cursor = await self._connection.execute(_COLUMNS, (relation.schema, relation.name))
         rows = await cursor.fetchall()
         found = [
-            Found(str(row[0]), str(row[1]), int(str(row[2])), bool(row[3]), bool(row[4])) for row in rows
+            Found(str(row[0]), str(row[1]), int(str(row[2])), bool(row[3]), bool(row[4]), int(str(row[5])))
+            for row in rows
         ]
-        return matched(relation, found, is_partitioned=any(row[5] for row in rows))
+        return matched(relation, found, is_partitioned=any(row[6] for row in rows))
 
 
 def matched(relation: Relation, found: Sequence[Found], *, is_partitioned: bool = False) -> TargetTable:
@@ -97,4 +108,31 @@ def _fitting(relation: Relation, column: Column, found: Found | None) -> TargetC
             table=str(relation),
             column=column.name,
         )
+    if _narrows(found.type_oid, column.type_modifier, found.type_modifier):
+        raise TargetError(
+            f"{relation}.{column.name} is {found.type} on the target, which is narrower than on the source:"
+            " values would be rounded or cut",
+            hint="give the column the source's type",
+            table=str(relation),
+            column=column.name,
+        )
     return TargetColumn(column.name, found.type, found.type_oid, found.always_identity)
+
+
+def _narrows(type_oid: int, source: int, target: int) -> bool:
+    """Whether a type with modifier `target` can silently lose some of what one with `source` holds.
+    A modifier below 0 is none."""
+    if target < 0 or target == source:
+        return False
+    if type_oid in _NUMERIC:
+        return source < 0 or _scale(target) < _scale(source)
+    if type_oid in _TIMES:
+        return target < (6 if source < 0 else source)
+    if type_oid in _VARCHAR:
+        return source < 0 or target < source
+    return type_oid in _INTERVAL
+
+
+def _scale(modifier: int) -> int:
+    """Digits after the point, by a numeric's modifier: less an offset of 4, its lowest 11 bits, signed."""
+    return (((modifier - 4) & 0x7FF) ^ 0x400) - 0x400
