@@ -82,7 +82,9 @@ class Pair:
             **settings,
         )
         nodes = {name: NodeSettings(api="127.0.0.1:1", link="127.0.0.1:2") for name in ("east", "west")}
-        config = Config(installation=InstallationSettings(name="test"), nodes=nodes, groups={self.name: group})
+        config = Config(
+            installation=InstallationSettings(name="test"), nodes=nodes, groups={self.name: group}
+        )
         return Stream(self.name, "west", group, config)
 
     def end_of_log(self) -> int:
@@ -93,25 +95,27 @@ class Pair:
 def database_pair(east: EmbeddedServer, west: EmbeddedServer, folder: Path) -> Iterator[Pair]:
     """A pair of fresh databases, removed afterwards with what was left on the servers."""
     name = f"db_{uuid.uuid4().hex[:8]}"
-    for server in (east, west):
+    for server in dict.fromkeys((east, west)):
         server.execute(f"CREATE DATABASE {name}")
     try:
         yield Pair(east, west, name, folder)
     finally:
         east.execute("ALTER SYSTEM RESET synchronous_standby_names")
         east.execute("SELECT pg_reload_conf()")
-        for server in (east, west):
+        for server in dict.fromkeys((east, west)):
             server.execute(
                 "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
                 f" WHERE database = '{name}' AND active_pid IS NOT NULL"
             )
             deadline = time.monotonic() + 10
-            while server.execute(
-                f"SELECT FROM pg_replication_slots WHERE database = '{name}' AND active"
-            ) and time.monotonic() < deadline:
+            while (
+                server.execute(f"SELECT 1 FROM pg_replication_slots WHERE database = '{name}' AND active")
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.02)
             server.execute(
-                f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '{name}'"
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+                f" WHERE database = '{name}'"
             )
             server.execute(f"DROP DATABASE {name} WITH (FORCE)")
             server.execute(
