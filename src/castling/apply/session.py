@@ -126,11 +126,13 @@ class ApplySession:
         await run_together(self._read(started=start is not None, progress=progress), self._write(progress))
 
     def _first_record(self, progress: int) -> Position | None:
-        """No keyframe lies at or before the progress: legal only while nothing is hardened yet,
-        or when the journal itself begins after it with nothing left out."""
+        """No keyframe lies at or before the progress: legal only while nothing is hardened that the
+        target does not have already."""
         tail = self._reader.hardened()
         if tail is None or tail.position == START:
             return None
+        if tail.offset < progress:
+            return None  # a mark from before a crash: the receive end will say how far the journal is
         raise JournalGap(
             "the journal no longer reaches back to what the target has applied",
             hint="the target must be seeded again: `castling group start GROUP --reseed`",

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from castling.errors import CastlingError, JournalGap, LinkProtocol, StaleEpoch
+from castling.errors import CastlingError, JournalGap, LinkProtocol, SourceUnreachable, StaleEpoch
 from castling.host import Host
 from castling.journal.record import Draft, Position, RecordType, Tail
 from castling.journal.segment import encode
@@ -215,7 +215,9 @@ class CaptureFeed:
         """What the capture reads next. The read goes on when its waiter is cancelled, so that what
         it has taken from the source is not lost with a link."""
         if self._reading is None:
-            assert self._running, "next was called on a feed that is not open"
+            assert self._touched, "next was called on a feed that was never opened"
+            if not self._running:  # it failed beside us, while it was told how far the far side is
+                raise SourceUnreachable("the capture is not open any more")
             self._reading = asyncio.create_task(self._capture.read())
         await asyncio.wait((self._reading,))
         reading, self._reading = self._reading, None

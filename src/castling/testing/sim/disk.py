@@ -78,20 +78,20 @@ class Inode:
 
     def lose(self, rng: random.Random) -> None:
         """A sync failed: some of it is there, and nobody will ever write the rest."""
-        self._land(self.stable, rng)
+        self._settle_size(self.stable)  # metadata has a journal of its own
+        self._land(rng)
         self._clean()
 
     def crash(self, rng: random.Random) -> None:
         """Power went: what is left is what anybody sees from now on."""
-        self._land(self.stable, rng)
+        if self.is_dirty and rng.random() < 0.5:
+            self._settle_size(self.stable)
+        self._land(rng)
         self.data = bytearray(self.stable)
         self._clean()
 
-    def _land(self, image: bytearray, rng: random.Random) -> None:
-        if not self.is_dirty:
-            return
-        if rng.random() < 0.5:
-            self._settle_size(image)
+    def _land(self, rng: random.Random) -> None:
+        image = self.stable
         for sector in sorted(self._dirty):
             at = sector * SECTOR
             new = self.data[at : min(at + SECTOR, len(image))]
@@ -204,6 +204,10 @@ class SimDisk:
             inode.crash(self._random)
         self._names = dict(self._stable)
         return before != {name: bytes(inode.data) for name, inode in self._names.items()}
+
+    def sure_bytes(self, path: str) -> bytes:
+        """What the worst crash now would leave in a file; nothing when it would not be there."""
+        return bytes(self._stable[path].stable) if path in self._stable else b""
 
     def surely(self) -> SimDisk:
         """A disk as the worst crash right now would leave it: nothing that is not synced."""

@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from castling.config import Config, GroupSettings, InstallationSettings, LinkSettings, RetentionSettings
 from castling.errors import CastlingError, JournalError, StaleEpoch
 from castling.groups.apply import ApplyEnd
 from castling.groups.receive import ReceiveEnd
 from castling.groups.source import SourceEnd
-from castling.groups.stream import SeedState
+from castling.groups.stream import SeedState, StreamState
 from castling.journal.record import Record
 from castling.kinds.base import Abandon, Piece, Stream
 from castling.testing.sim.faults import heal, power_off, rain
@@ -366,7 +368,7 @@ class World:
             self.loop.call_later(self.random.uniform(0.0, 0.5), service.start)
         faults = self.loop.create_task(rain(self, self.writes_for_s)) if not self.is_calm else None
         await self._workload()
-        if self.ends_lost and self.replica.progress is not None:
+        if self.ends_lost and self._is_seeded():
             await self._lose_source()
             return
         if faults is not None:
@@ -377,8 +379,13 @@ class World:
         self._compare()
         self._count()
 
+    def _is_seeded(self) -> bool:
+        """The first copy is complete, whatever crashes now: from here on promises hold."""
+        raw = self.west.disk.sure_bytes(f"{_FOLDER}/stream.json")
+        return bool(raw) and msgspec.json.decode(raw, type=StreamState).seed is SeedState.SEEDED
+
     async def _lose_source(self) -> None:
-        """The source's machine is gone for good, in the middle of it all: what it was told is safe is here."""
+        """The source's machine is gone for good: what it was told is safe is on the backup."""
         self.is_lost = True
         self.met("source lost for good")
         primary = self.source.machine
@@ -438,11 +445,7 @@ class World:
 
     async def depose(self) -> None:
         """North takes the role over from east, which does not know it, goes on and must not be heard."""
-        stream = getattr(self.receive.end, "stream_state", None)
-        is_ready = (
-            stream is not None and stream.seed is SeedState.SEEDED and self.replica.progress is not None
-        )
-        if self.deposed or self.is_lost or not (is_ready and self.server.is_up):
+        if self.deposed or self.is_lost or not (self._is_seeded() and self.server.is_up):
             return
         self.say("north takes over from east")
         old, deposed = self.server, self.source
