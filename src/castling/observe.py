@@ -165,7 +165,7 @@ def read_report(path: Path, now_ns: int, stale_s: float = STALE_S) -> dict[str, 
     """
     try:
         report: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     if not isinstance(report, dict):
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from castling.config import (
@@ -105,3 +107,16 @@ def test_addresses():
     assert listen_address(found, "orders", "west") == "0.0.0.0:9000"
     with pytest.raises(NotFound):
         streams(found, "nobody")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"seed": "\xff"}', b'{"seed": "none"}', b"[" * 60_000])
+def test_a_state_file_that_is_damaged_is_never_taken_for_an_empty_one(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "stream.json").write_bytes(damage)
+    with pytest.raises(StateError, match=r"stream\.json"):
+        load_stream(RealHost(), str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xc1", b"\x81\xa2op\xa1\xff", b"\x91" * 60_000])
+def test_a_garbled_bulk_request_is_a_breach_of_the_protocol(damage: bytes) -> None:
+    with pytest.raises(LinkProtocol):
+        BulkRequest.decode(damage)

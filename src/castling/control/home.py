@@ -109,5 +109,5 @@ class Home:
 def _decode(path: Path, wanted: type[T]) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=wanted)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StateError(f"{path} can't be read: {error}") from error

@@ -35,7 +35,7 @@ def load_role(host: Host, folder: str, *, default: Role) -> Role:
     file = host.disk.open(path)
     try:
         return msgspec.json.decode(file.read_at(0, _FILE_MAX), type=Role)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StateError(
             f"{path} can't be read; the epoch of the group is not known",
             hint="restore the file from the other node; never guess an epoch",

@@ -42,7 +42,7 @@ def load_stream(host: Host, folder: str) -> StreamState:
     file = host.disk.open(path)
     try:
         return msgspec.json.decode(file.read_at(0, _FILE_MAX), type=StreamState)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StateError(
             f"{path} can't be read; whether the replica is complete is not known",
             hint="remove the stream's folder and seed again",
@@ -73,5 +73,5 @@ class BulkRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     def decode(cls, data: bytes) -> BulkRequest:
         try:
             return msgspec.msgpack.decode(data, type=cls)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise LinkProtocol("a bulk request can't be read") from error

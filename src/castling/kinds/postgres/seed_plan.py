@@ -67,7 +67,7 @@ def encode_request(request: Request) -> bytes:
 def decode_request(data: bytes) -> Request:
     try:
         return msgspec.msgpack.decode(data, type=Request)  # type: ignore[no-any-return]  # a union
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LinkProtocol("a seed request can't be read") from error
 
 

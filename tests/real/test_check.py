@@ -1,0 +1,242 @@
+"""`castling check` on real servers: each finding provoked once, nothing changed by looking."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.real.pg_cast import Pair, database_pair, until
+
+from castling.config import DatabaseSettings, SeedSettings
+from castling.kinds.base import Finding, Severity
+from castling.kinds.postgres.kind import KIND
+from castling.testing.servers import EmbeddedServer
+
+_CREATE = SeedSettings(schema="create")
+_EXPECT = SeedSettings(schema="expect")
+_CLEAN = "CREATE TABLE good (id int PRIMARY KEY, v text); INSERT INTO good VALUES (1, 'x');"
+
+
+@pytest.fixture
+def pair(east: EmbeddedServer, west: EmbeddedServer, tmp_path: Path) -> Iterator[Pair]:
+    with database_pair(east, west, tmp_path) as made:
+        made.source(_CLEAN)
+        yield made
+
+
+async def _check(pair: Pair, seed: SeedSettings = _CREATE, **settings: Any) -> dict[tuple[str, str], Finding]:
+    """Findings by object and code."""
+    found = await KIND.check(pair.stream(seed=seed, **settings))
+    return {(finding.object, finding.code): finding for finding in found}
+
+
+def _refused(found: dict[tuple[str, str], Finding]) -> set[tuple[str, str]]:
+    return {key for key, finding in found.items() if finding.severity is Severity.REFUSED}
+
+
+async def test_a_clean_database_is_refused_nothing(pair: Pair) -> None:
+    found = await _check(pair)
+    assert _refused(found) == set()
+    assert found["public.good", "replicated"].severity is Severity.OK
+    assert found["schema", "ddl-not-carried"].severity is Severity.WARNING
+
+
+@pytest.mark.parametrize(
+    ("statement", "object_", "code", "severity"),
+    [
+        ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", "public.t", "unlogged", Severity.REFUSED),
+        ("CREATE TABLE t ()", "public.t", "no-columns", Severity.REFUSED),
+        ("SELECT lo_create(0)", "large objects", "large-objects", Severity.REFUSED),
+        ("CREATE TABLE t (v int)", "public.t", "sets-identity-full", Severity.CHANGE),
+        ("CREATE TABLE t (v int)", "public.t", "whole-row-identity", Severity.WARNING),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t REPLICA IDENTITY NOTHING",
+            "public.t",
+            "sets-identity-full",
+            Severity.CHANGE,
+        ),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE)",
+            "public.t",
+            "sets-identity-full",
+            Severity.CHANGE,
+        ),
+        ("CREATE SEQUENCE s", "sequences", "sequences-not-carried", Severity.WARNING),
+        ("CREATE MATERIALIZED VIEW m AS SELECT 1 AS x", "public.m", "materialized-view", Severity.WARNING),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t ENABLE ROW LEVEL SECURITY",
+            "public.t",
+            "row-security",
+            Severity.WARNING,
+        ),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u () INHERITS (t)",
+            "public.t",
+            "inheritance",
+            Severity.WARNING,
+        ),
+        (
+            "CREATE EXTENSION IF NOT EXISTS file_fdw; CREATE SERVER f FOREIGN DATA WRAPPER file_fdw;"
+            " CREATE FOREIGN TABLE t (v text) SERVER f OPTIONS (filename '/dev/null')",
+            "public.t",
+            "foreign-table",
+            Severity.REFUSED,
+        ),
+    ],
+)
+async def test_what_can_not_be_carried_is_named(
+    pair: Pair, statement: str, object_: str, code: str, severity: Severity
+) -> None:
+    before = await _check(pair)
+    assert (object_, code) not in before, "it was there before it was provoked"
+    pair.source(statement)
+    found = await _check(pair)
+    assert found[object_, code].severity is severity
+    assert found[object_, code].message
+    assert _refused(found) == ({(object_, code)} if severity is Severity.REFUSED else set())
+
+
+async def test_excluding_a_table_takes_its_refusal_away(pair: Pair) -> None:
+    pair.source("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)")
+    assert _refused(await _check(pair)) == {("public.t", "unlogged")}
+    assert _refused(await _check(pair, exclude=["public.t"])) == set()
+
+
+async def test_a_foreign_key_out_of_the_group_is_refused(pair: Pair) -> None:
+    pair.source("CREATE TABLE child (id int PRIMARY KEY, good int REFERENCES good)")
+    assert _refused(await _check(pair)) == set()
+    assert _refused(await _check(pair, exclude=["public.good"])) == {
+        ("public.child", "foreign-key-leads-out")
+    }
+
+
+async def test_patterns_that_choose_nothing_are_refused(pair: Pair) -> None:
+    assert ("group", "no-tables") in _refused(await _check(pair, include=["nothing.*"]))
+
+
+# --- the target -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statement", "seed", "object_", "code"),
+    [
+        ("", _EXPECT, "public.good", "not-on-target"),
+        ("CREATE TABLE good (id int PRIMARY KEY, v text)", _CREATE, "public.good", "already-on-target"),
+        (_CLEAN, _EXPECT, "public.good", "target-not-empty"),
+        ("CREATE TABLE good (id int PRIMARY KEY)", _EXPECT, "public.good", "column-missing"),
+        ("CREATE TABLE good (id int PRIMARY KEY, v bytea)", _EXPECT, "public.good", "column-type"),
+        (
+            "CREATE TABLE good (id int PRIMARY KEY, v text GENERATED ALWAYS AS ('x') STORED)",
+            _EXPECT,
+            "public.good",
+            "column-generated",
+        ),
+    ],
+)
+async def test_a_target_that_does_not_fit_is_refused(
+    pair: Pair, statement: str, seed: SeedSettings, object_: str, code: str
+) -> None:
+    if statement:
+        pair.target(statement)
+    assert (object_, code) in _refused(await _check(pair, seed))
+
+
+async def test_a_target_that_fits_is_not(pair: Pair) -> None:
+    pair.target("CREATE TABLE good (v text, more int NOT NULL DEFAULT 1, id int PRIMARY KEY)")
+    found = await _check(pair, _EXPECT)
+    assert _refused(found) == set() and ("public.good", "column-extra") in found
+
+
+# --- servers and users ------------------------------------------------------------------------
+
+
+async def test_a_server_without_logical_log_is_refused(tmp_path: Path, west: EmbeddedServer) -> None:
+    plain = EmbeddedServer(name="plain", settings={"wal_level": "replica", "max_wal_senders": "1"})
+    with plain, database_pair(plain, west, tmp_path) as pair:
+        pair.source(_CLEAN)
+        refused = _refused(await _check(pair))
+    assert refused == {("source", "wal-level"), ("source", "no-sender-free")}
+
+
+async def test_users_without_the_rights_are_refused(pair: Pair) -> None:
+    name = f"weak_{pair.name}"
+    for server in (pair.east, pair.west):
+        server.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{EmbeddedServer.PASSWORD}'")
+    try:
+        stream = pair.stream(seed=_CREATE, delivery="sync", on_sync_loss="wait")
+        weak = {
+            node: DatabaseSettings(**{**_as_dict(database), "user": name})
+            for node, database in stream.settings.databases.items()
+        }
+        stream.settings.databases.update(weak)
+        refused = {
+            (finding.object, finding.code)
+            for finding in await KIND.check(stream)
+            if finding.severity is Severity.REFUSED
+        }
+    finally:
+        for server in (pair.east, pair.west):
+            server.execute(f"DROP ROLE {name}")
+    assert refused >= {
+        ("source", "no-replication-privilege"),
+        ("source", "no-alter-system"),
+        ("public.good", "not-readable"),
+        ("target", "no-superuser"),
+    }
+
+
+def _as_dict(settings: DatabaseSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in settings.__struct_fields__}
+
+
+async def test_a_target_that_does_not_answer_is_named(pair: Pair) -> None:
+    stream = pair.stream(seed=_CREATE)
+    gone = {**_as_dict(stream.settings.databases["west"]), "port": 1}
+    stream.settings.databases["west"] = DatabaseSettings(**gone)
+    found = await KIND.check(stream)
+    assert [finding.object for finding in found if finding.severity is Severity.REFUSED] == ["target"]
+
+
+async def test_somebody_elses_standbys_are_not_overwritten(tmp_path: Path, west: EmbeddedServer) -> None:
+    with EmbeddedServer(name="standbys") as server, database_pair(server, west, tmp_path) as pair:
+        pair.source(_CLEAN)
+        server.execute("ALTER SYSTEM SET synchronous_standby_names = 'other'")
+        server.execute("SELECT pg_reload_conf()")
+        await until(lambda: server.execute("SHOW synchronous_standby_names") == [("other",)])
+        found = await _check(pair, delivery="sync", on_sync_loss="wait")
+        assert ("source", "foreign-standby-names") in _refused(found)
+        assert ("source", "foreign-standby-names") not in _refused(await _check(pair))
+
+
+async def test_looking_changes_nothing(pair: Pair) -> None:
+    pair.source("CREATE TABLE keyless (v int); CREATE SEQUENCE s")
+
+    def everything() -> list[Any]:
+        return [
+            *(_dumped(server, pair.name) for server in (pair.east, pair.west)),
+            pair.source("SELECT slot_name FROM pg_replication_slots ORDER BY 1"),
+            pair.source("SELECT pubname FROM pg_publication"),
+            pair.target("SELECT roname FROM pg_replication_origin ORDER BY 1"),
+            pair.source("SELECT * FROM pg_file_settings ORDER BY sourcefile, sourceline"),
+        ]
+
+    before = everything()
+    await _check(pair)
+    await _check(pair, delivery="sync", on_sync_loss="wait")
+    assert everything() == before
+    pair.source("ALTER TABLE keyless REPLICA IDENTITY FULL")
+    assert everything() != before, "the control: a change would have been seen"
+
+
+def _dumped(server: EmbeddedServer, database: str) -> str:
+    command = [
+        str(server.bin / "pg_dump"),
+        "--schema-only",
+        "--restrict-key=fixed",
+        "-d",
+        server.dsn(database),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
