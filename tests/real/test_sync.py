@@ -1,0 +1,164 @@
+"""Synchronous delivery on a real server: a COMMIT returns when the backup holds it, and not before."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.real.pg_cast import Journal, Pair, captured, database_pair, until
+
+from castling.kinds.base import Capture, Stream
+from castling.kinds.postgres.forget import forget_stream
+from castling.kinds.postgres.kind import KIND
+from castling.testing.servers import EmbeddedServer
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[EmbeddedServer]:
+    """What is set here makes every commit of the server wait."""
+    with EmbeddedServer(name="sync") as server:
+        yield server
+
+
+@pytest.fixture
+def pair(own_server: EmbeddedServer, west: EmbeddedServer, tmp_path: Path) -> Iterator[Pair]:
+    with database_pair(own_server, west, tmp_path) as found:
+        found.source("CREATE TABLE numbers (n int PRIMARY KEY)")
+        yield found
+
+
+class Backup:
+    """Reads what is captured; hardens and acknowledges it only while it is let."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+        self.journal = Journal()
+        self.acknowledging = True
+
+    async def run(self) -> None:
+        while True:
+            self.journal.add(await self._capture.read())
+            if self.acknowledging:
+                await self._capture.acknowledge(self.journal.offset)
+
+    def state(self) -> str:
+        return str(self._capture.report()["sync"]["state"])
+
+    def holds(self, number: int) -> bool:
+        """Whether a commit with this number is in what was read."""
+        wanted = number.to_bytes(4, "big")
+        return any(wanted in record.payload for record in self.journal.records)
+
+
+@contextlib.asynccontextmanager
+async def backup_of(stream: Stream) -> AsyncIterator[Backup]:
+    seed = KIND.seed_source(stream)
+    await seed.begin()
+    await seed.close()
+    async with captured(stream) as capture:
+        backup = Backup(capture)
+        running = asyncio.create_task(backup.run())
+        try:
+            await until(lambda: backup.state() == "protected")
+            yield backup
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await capture.stop()
+
+
+def _insert(pair: Pair, number: int) -> asyncio.Task[Any]:
+    return asyncio.create_task(asyncio.to_thread(pair.source, f"INSERT INTO numbers VALUES ({number})"))
+
+
+def _waiting(pair: Pair) -> bool:
+    found = pair.east.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+    return bool(found[0][0])
+
+
+async def test_a_commit_returns_only_when_it_was_acknowledged(pair: Pair) -> None:
+    async with backup_of(pair.stream(delivery="sync", on_sync_loss="wait")) as backup:
+        await _insert(pair, 1000001)
+        assert backup.holds(1000001), "the commit has returned, so the backup holds it"
+        backup.acknowledging = False
+        commit = _insert(pair, 1000002)
+        await until(lambda: backup.holds(1000002))
+        await until(lambda: _waiting(pair))
+        await asyncio.sleep(1.0)  # several status updates and heartbeats go by
+        assert not commit.done(), "read is not hardened"
+        assert pair.source("SELECT count(*) FROM numbers WHERE n = 1000002") == [(0,)]
+        backup.acknowledging = True
+        await asyncio.wait_for(commit, 10)
+
+
+async def test_waiting_means_waiting(pair: Pair) -> None:
+    stream = pair.stream(delivery="sync", on_sync_loss="wait", degrade_after=0.5)
+    async with backup_of(stream) as backup:
+        backup.acknowledging = False
+        commit = _insert(pair, 1)
+        await until(lambda: _waiting(pair))
+        await asyncio.sleep(2.0)  # four times the limit of the other choice
+        assert not commit.done() and backup.state() == "protected"
+        backup.acknowledging = True
+        await asyncio.wait_for(commit, 10)
+
+
+async def test_degrading_is_a_choice_and_is_told(pair: Pair) -> None:
+    stream = pair.stream(delivery="sync", on_sync_loss="degrade", degrade_after=1.0)
+    async with backup_of(stream) as backup:
+        backup.acknowledging = False
+        commit = _insert(pair, 1)
+        await asyncio.wait_for(commit, 15)
+        assert backup.state() == "degraded"
+        assert pair.east.execute("SHOW synchronous_standby_names") == [("",)]
+        await _insert(pair, 2)  # does not wait
+        backup.acknowledging = True
+        await until(lambda: backup.state() == "protected")
+
+
+async def test_stopping_on_purpose_lets_commits_go(pair: Pair) -> None:
+    stream = pair.stream(delivery="sync", on_sync_loss="wait")
+    async with backup_of(stream) as backup:
+        backup.acknowledging = False
+        commit = _insert(pair, 1)
+        await until(lambda: _waiting(pair))
+        await backup._capture.stop()
+        await asyncio.wait_for(commit, 10)
+    assert pair.east.execute("SHOW synchronous_standby_names") == [("",)]
+
+
+async def test_a_dead_capture_leaves_commits_waiting_and_forgetting_lets_them_go(pair: Pair) -> None:
+    """What `wait` means when nobody is there any more, and the way out."""
+    stream = pair.stream(delivery="sync", on_sync_loss="wait")
+    async with backup_of(stream) as backup:
+        await backup._capture.close()  # as if it had been killed: nothing was said to the source
+        commit = _insert(pair, 1)
+        await until(lambda: _waiting(pair))
+        await asyncio.sleep(1.0)
+        assert not commit.done()
+        await forget_stream(stream)
+        await asyncio.wait_for(commit, 10)
+
+
+async def test_a_commit_cancelled_while_it_waits_is_committed_and_says_so(pair: Pair) -> None:
+    """PostgreSQL's own hole in the promise, as docs/postgres.md describes it."""
+    async with backup_of(pair.stream(delivery="sync", on_sync_loss="wait")) as backup:
+        backup.acknowledging = False
+        notices: list[str] = []
+
+        def commit() -> None:
+            with psycopg.connect(pair.east.dsn(pair.name), autocommit=True) as connection:
+                connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
+                connection.execute("INSERT INTO numbers VALUES (7)")
+
+        committing = asyncio.create_task(asyncio.to_thread(commit))
+        await until(lambda: _waiting(pair))
+        pair.east.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        await asyncio.wait_for(committing, 10)
+        assert any("canceling wait for synchronous replication" in text for text in notices)
+        assert pair.source("SELECT n FROM numbers") == [(7,)]
