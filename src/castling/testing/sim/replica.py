@@ -34,13 +34,12 @@ class _State:
 class Replica:
     """The store on one machine. `progress` None: the first copy is not complete."""
 
-    #: seconds after which a commit is durable
-    FLUSH_S = 0.3
-
     def __init__(self, now_s: Callable[[], float], rng: random.Random, watch: Callable[[], None]) -> None:
         self._now_s = now_s
         self.random = rng
         self._watch = watch
+        #: seconds after which a commit is durable
+        self._flush_s = rng.choice((0.1, 0.5, 4.0))
         self.rows: list[Row] = []
         self._history = [_State(0, None, 0.0)]
         #: rows of the open transaction; None when there is none
@@ -60,7 +59,7 @@ class Replica:
 
     def _durable(self) -> int:
         """The index of the newest state that a crash would surely leave."""
-        flushed_s = self._now_s() - self.FLUSH_S
+        flushed_s = self._now_s() - self._flush_s
         found = 0
         while found + 1 < len(self._history) and self._history[found + 1].at_s <= flushed_s:
             found += 1
@@ -81,7 +80,7 @@ class Replica:
 
     def flush(self) -> None:
         self._history = self._history[-1:]
-        self._history[0].at_s = self._now_s() - self.FLUSH_S
+        self._history[0].at_s = self._now_s() - self._flush_s
 
     def crash(self) -> bool:
         """Power went. True when commits were lost."""
