@@ -50,6 +50,7 @@ class ReceiveEnd:
         self._seed_target = seed_target
         journal_folder = f"{folder}/journal"
         host.disk.makedirs(journal_folder)
+        host.disk.sync_dir(folder)  # what a predecessor wrote while it died must not be taken back later
         self.stream_state = load_stream(host, folder)
         retention = self._settings.retention
         self.journal = Journal.open(

@@ -32,6 +32,7 @@ def load_role(host: Host, folder: str, *, default: Role) -> Role:
     path = f"{folder}/{_FILE}"
     if not host.disk.exists(path):
         return default
+    host.disk.sync_dir(folder)  # whoever wrote it may have died before its name was durable
     file = host.disk.open(path)
     try:
         return msgspec.json.decode(file.read_at(0, _FILE_MAX), type=Role)
