@@ -22,6 +22,7 @@ from castling.journal.segment import (
 
 __all__ = [
     "Scan",
+    "check_dense",
     "first_seqs",
     "index_path",
     "read_index",
@@ -57,7 +58,12 @@ def read_segment_header(file: File, path: str) -> tuple[SegmentHeader, int]:
         size = segment_header_size(raw)
         if size > len(raw):
             raw = file.read_at(0, size)
-        return parse_segment_header(raw), size
+        header = parse_segment_header(raw)
+        if not path.endswith(f"/{header.first_seq:020d}{_SUFFIX}"):
+            raise JournalCorrupt(
+                f"it says that it begins at {header.first_seq}: it is not what its name tells"
+            )
+        return header, size
     except JournalCorrupt as error:
         raise JournalCorrupt(f"{path}: {error}", hint=error.hint, file=path) from error
 
@@ -108,22 +114,18 @@ def scan(file: File, start: int, *, verify: bool = True, upto_seq: int | None = 
 
 
 def read_index(host: Host, directory: str, first_seq: int) -> list[Entry]:
-    """The entries of a closed segment, from its index or, when that is no good, from the segment."""
-    try:
-        file = host.disk.open(index_path(directory, first_seq))
-    except FileNotFoundError:
-        entries = None
-    else:
-        try:
-            entries = decode_index(file.read_at(0, file.size()))
-        finally:
-            file.close()
-    if entries and entries[0].seq == first_seq:
-        return entries
+    """The entries of a closed segment, from its index or, when that is no good, from the segment.
+
+    Raises JournalCorrupt when the segment's header or, without an index, a record is damaged.
+    """
     path = segment_path(directory, first_seq)
     segment = host.disk.open(path)
     try:
-        found = scan(segment, read_segment_header(segment, path)[1], verify=False)
+        header, start = read_segment_header(segment, path)
+        entries = _indexed(host, index_path(directory, first_seq), header)
+        if entries is not None:
+            return entries
+        found = scan(segment, start, verify=False)
     finally:
         segment.close()
     if found.damage is not None:
@@ -133,14 +135,40 @@ def read_index(host: Host, directory: str, first_seq: int) -> list[Entry]:
             file=path,
             offset=found.damage.at,
         )
+    check_dense(path, first_seq, found.entries)
     return found.entries
 
 
-def write_index(host: Host, directory: str, first_seq: int, entries: list[Entry]) -> None:
+def _indexed(host: Host, path: str, header: SegmentHeader) -> list[Entry] | None:
+    """The entries by the index; None when it is missing or no good."""
+    try:
+        file = host.disk.open(path)
+    except FileNotFoundError:
+        return None
+    try:
+        entries = decode_index(file.read_at(0, file.size()), header.journal_id)
+    finally:
+        file.close()
+    return entries if entries and entries[0].seq == header.first_seq else None
+
+
+def check_dense(path: str, first_seq: int, entries: list[Entry]) -> None:
+    """JournalCorrupt when a position is not the one that belongs there."""
+    for expected, entry in enumerate(entries, start=first_seq):
+        if entry.seq != expected:
+            raise JournalCorrupt(
+                f"{path}: position {entry.seq} stands where {expected} belongs",
+                hint="keep the folder for examination and seed the stream again",
+                file=path,
+                offset=entry.place,
+            )
+
+
+def write_index(host: Host, directory: str, first_seq: int, entries: list[Entry], journal_id: bytes) -> None:
     """Write the sidecar of a closed segment. Not synced: it can be made again."""
     file = host.disk.open(index_path(directory, first_seq), create=True)
     try:
-        raw = encode_index(entries)
+        raw = encode_index(entries, journal_id)
         file.truncate(len(raw))
         file.write_at(0, raw)
     finally:

@@ -1,7 +1,8 @@
 """The sidecar index of a closed segment: where each record is, without reading it.
 
-40 bytes a record. It can always be rebuilt from its segment, so it is never synced, and
-one that is missing or damaged is simply made again.
+40 bytes a record. It can always be read from its segment instead, so it is never synced, and one
+that is missing or damaged is passed over. It bears the journal's id: after a crash the index of a
+journal that was begun anew since may stand beside a segment of the same name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from castling.journal.segment import Header
 __all__ = ["Entry", "decode_index", "encode_index", "entry_of"]
 
 _MAGIC = b"CASTLIDX"
-_HEAD = struct.Struct("<8sII")  # magic, entries, crc of them
+_HEAD = struct.Struct("<8sII16s")  # magic, entries, crc of what follows, journal id
 _ENTRY = struct.Struct("<QQQQIBBH")  # seq, epoch, t_ns, offset, place, type, flags, zero
 assert _ENTRY.size == 40
 
@@ -45,17 +46,19 @@ def entry_of(header: Header, place: int) -> Entry:
     return Entry(header.seq, header.epoch, header.t_ns, header.offset, place, header.type, header.flags)
 
 
-def encode_index(entries: list[Entry]) -> bytes:
+def encode_index(entries: list[Entry], journal_id: bytes) -> bytes:
     body = b"".join(_ENTRY.pack(*entry, 0) for entry in entries)
-    return _HEAD.pack(_MAGIC, len(entries), zlib.crc32(body)) + body
+    return _HEAD.pack(_MAGIC, len(entries), zlib.crc32(journal_id + body), journal_id) + body
 
 
-def decode_index(raw: bytes) -> list[Entry] | None:
-    """The entries; None when the index is damaged in any way."""
+def decode_index(raw: bytes, journal_id: bytes) -> list[Entry] | None:
+    """The entries; None when the index is damaged in any way or of another journal."""
     if len(raw) < _HEAD.size:
         return None
-    magic, count, crc = _HEAD.unpack_from(raw)
+    magic, count, crc, owner = _HEAD.unpack_from(raw)
     body = raw[_HEAD.size :]
-    if magic != _MAGIC or len(body) != count * _ENTRY.size or zlib.crc32(body) != crc:
+    if magic != _MAGIC or owner != journal_id or len(body) != count * _ENTRY.size:
+        return None
+    if zlib.crc32(owner + body) != crc:
         return None
     return [Entry(*fields[:7]) for fields in _ENTRY.iter_unpack(body)]

@@ -12,6 +12,7 @@ an fsync has covered; a write that failed leaves nothing behind the last good re
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from castling.host import File, Host
 from castling.journal import retention as keeping
 from castling.journal.files import (
     Scan,
+    check_dense,
     first_seqs,
     index_path,
     read_index,
@@ -107,12 +109,14 @@ class Journal:
             journal._recover()
         else:
             journal._begin_anew()
+            journal._reserve_current()
             journal._publish()  # the mark's file is made while there is room
         return journal
 
     # --- recovery -----------------------------------------------------------------------------
 
     def _recover(self) -> None:
+        self._finish_reset(first_seqs(self._host, self._directory))
         seqs = first_seqs(self._host, self._directory)
         for first_seq in seqs[:-1]:
             self._closed[first_seq] = read_index(self._host, self._directory, first_seq)
@@ -126,60 +130,82 @@ class Journal:
         self._recover_last(seqs[-1], self._closed[seqs[-2]] if len(seqs) > 1 else [])
         self._publish()
 
-    def _recover_last(self, first_seq: int, before: list[Entry]) -> None:
+    def _finish_reset(self, seqs: list[int]) -> None:
+        """A journal begun anew has one segment, of a new id: what stands behind it is of the old one."""
+        if len(seqs) == 1 or seqs[0] != 1:
+            return
+        new, old = self._header_of(seqs[0]), self._header_of(seqs[-1])
+        if new.journal_id == old.journal_id or new.group != old.group or new.epoch < old.epoch:
+            return
+        for first_seq in seqs[1:]:
+            self._remove(first_seq)
+        self._host.disk.sync_dir(self._directory)
+
+    def _header_of(self, first_seq: int) -> SegmentHeader:
         path = segment_path(self._directory, first_seq)
         file = self._host.disk.open(path)
-        header, start = read_segment_header(file, path)
-        if header.group != self._group:
-            file.close()
-            raise StateError(
-                f"{self._directory} holds the journal of group {header.group!r}, not of {self._group!r}"
-            )
-        found = scan(file, start)
-        self._check_dense(path, first_seq, found.entries)
-        if found.damage is not None:
-            self._cut(file, path, found.end, found.damage, first_seq + len(found.entries), header)
         try:
-            self._write_again(file, found, header)
-            file.sync()
-        except OSError as error:
+            return read_segment_header(file, path)[0]
+        finally:
             file.close()
-            raise self._explain(error) from error
+
+    def _recover_last(self, first_seq: int, before: list[Entry]) -> None:
+        path = segment_path(self._directory, first_seq)
+        with contextlib.ExitStack() as on_refusal:
+            file = self._host.disk.open(path)
+            on_refusal.callback(file.close)
+            header, start = read_segment_header(file, path)
+            if header.group != self._group:
+                raise StateError(
+                    f"{self._directory} holds the journal of group {header.group!r}, not of {self._group!r}"
+                )
+            found = scan(file, start)
+            check_dense(path, first_seq, found.entries)
+            last = found.entries[-1] if found.entries else before[-1] if before else None
+            if last is None and first_seq > 1:
+                raise JournalGap(f"{self._directory} begins at {first_seq} and what was before is not known")
+            self._check_whole(path, found, 0 if last is None else last.seq, header)
+            try:
+                self._cut(file, found)
+                self._write_again(file, found, header)
+                reserved = self._reserve(file, found.end)
+                file.sync()
+                # a writer that died while it began this segment may not have made its name durable
+                self._host.disk.sync_dir(self._directory)
+            except OSError as error:
+                raise self._explain(error) from error
+            on_refusal.pop_all()
         self.journal_id = header.journal_id
         self.epoch = header.epoch
         self.epoch_history = tuple(header.history)
-        self._current = _Segment(file, header, found.end, file.size(), found.entries)
-        last = found.entries[-1] if found.entries else before[-1] if before else None
+        self._current = _Segment(file, header, found.end, reserved, found.entries)
         session = found.session if found.session is not None else header.session
         if last is not None:
             self.tail = Tail(last.position, last.offset, last.t_ns, session)
-        elif first_seq > 1:
-            raise JournalGap(f"{self._directory} begins at {first_seq} and what was before is not known")
         self.hardened = self.tail
 
-    def _check_dense(self, path: str, first_seq: int, entries: list[Entry]) -> None:
-        for expected, entry in enumerate(entries, start=first_seq):
-            if entry.seq != expected:
-                raise JournalCorrupt(
-                    f"{path}: position {entry.seq} stands where {expected} belongs",
-                    hint="keep the folder for examination and seed the stream again",
-                    file=path,
-                    offset=entry.place,
-                )
-
-    def _cut(self, file: File, path: str, end: int, damage: Damage, seq: int, header: SegmentHeader) -> None:
-        """A torn tail is cut; damage at or before a position that was once hardened is rot."""
+    def _check_whole(self, path: str, found: Scan, last_seq: int, header: SegmentHeader) -> None:
+        """What ends at or before a position that was once hardened has not been torn: it is rot."""
         mark = self._marks.read("hardened")
-        if mark is not None and mark.journal_id == header.journal_id and mark.position.seq >= seq:
-            file.close()
-            raise JournalCorrupt(
-                f"{path}: {damage}, position {seq}, which was already acknowledged (up to {mark.position})",
-                hint="keep the folder for examination and seed the stream again",
-                file=path,
-                offset=damage.at,
-            )
-        self.cut_bytes = file.size() - end
-        file.truncate(end)
+        if mark is None or mark.journal_id != header.journal_id or mark.position.seq <= last_seq:
+            return
+        reason = found.damage or f"nothing from byte {found.end} on"
+        raise JournalCorrupt(
+            f"{path}: {reason}, position {last_seq + 1}, but up to {mark.position} was acknowledged",
+            hint="keep the folder for examination and seed the stream again",
+            file=path,
+            offset=found.end,
+        )
+
+    def _cut(self, file: File, found: Scan) -> None:
+        """Cut all behind the last good record, also behind a clean end.
+
+        Of a run that was never synced the beginning may be lost and the end be there: it would come to
+        life when another record is written before it.
+        """
+        if found.damage is not None:
+            self.cut_bytes = file.size() - found.end
+        file.truncate(found.end)
 
     def _write_again(self, file: File, found: Scan, header: SegmentHeader) -> None:
         """Write the records of the last segment that no sync is known to have covered.
@@ -198,24 +224,34 @@ class Journal:
     # --- beginning ----------------------------------------------------------------------------
 
     def _begin_anew(self) -> None:
+        """A new first segment under a new id. It needs no room: the disk may be full of the old."""
+        before = (self.journal_id, self.tail, self.hardened, self.epoch_history)
         self.journal_id = self._host.random.randbytes(16)
         self.tail = self.hardened = Tail()
         self.epoch_history = ((self.epoch, 1),)
-        self._marks.clear("hardened")
-        self._open_segment(1)
+        try:
+            self._open_segment(1, 0)
+        except JournalError:
+            self.journal_id, self.tail, self.hardened, self.epoch_history = before
+            raise
 
     def reset(self) -> None:
-        """Forget every record and begin a new journal; only for a stream that is seeded again."""
+        """Forget every record and begin a new journal; only for a stream that is seeded again.
+
+        Done or not done at all: that the new first segment has its name decides, and recovery
+        removes what is left of the old. So the epoch is never forgotten.
+        """
         self._check_usable()
-        if self._current is not None:
-            self._retired.append(self._current.file)  # a harden on its way may still be syncing it
-            self._current = None
-        self._marks.clear("hardened")
-        for first_seq in reversed(first_seqs(self._host, self._directory)):
+        old = [seq for seq in first_seqs(self._host, self._directory) if seq != 1]
+        current = self._current
+        self._begin_anew()
+        if current is not None:
+            self._retired.append(current.file)  # a harden on its way may still be syncing it
+        self._closed.clear()
+        for first_seq in old:
             self._remove(first_seq)
         self._host.disk.sync_dir(self._directory)
-        self._closed.clear()
-        self._begin_anew()
+        self._reserve_current()
         self._publish()
 
     def raise_epoch(self, epoch: int) -> None:
@@ -237,8 +273,11 @@ class Journal:
 
     # --- segments -----------------------------------------------------------------------------
 
-    def _open_segment(self, first_seq: int) -> None:
-        """Make the segment that begins at `first_seq`; whole and durable under its name, or not there."""
+    def _open_segment(self, first_seq: int, room: int) -> None:
+        """Make the segment that begins at `first_seq`, whole and durable under its name, or nothing.
+
+        `room`: bytes to reserve for it in advance.
+        """
         header = SegmentHeader(
             journal_id=self.journal_id,
             group=self._group,
@@ -250,19 +289,46 @@ class Journal:
         raw = encode_segment_header(header)
         path = segment_path(self._directory, first_seq)
         scratch = f"{path}.new"
-        file = self._host.disk.open(scratch, create=True)
+        file = None
         try:
+            file = self._host.disk.open(scratch, create=True)
             file.truncate(0)
-            file.allocate(max(self._segment_bytes, len(raw)))
+            file.allocate(max(room, len(raw)))
             file.write_at(0, raw)
             file.sync()
+            self._host.disk.rename(scratch, path)
         except OSError as error:
-            file.close()
-            self._host.disk.remove(scratch)
+            if file is not None:
+                file.close()
+            with contextlib.suppress(FileNotFoundError):
+                self._host.disk.remove(scratch)
             raise self._explain(error) from error
-        self._host.disk.rename(scratch, path)
-        self._host.disk.sync_dir(self._directory)
-        self._current = _Segment(file, header, len(raw), max(self._segment_bytes, len(raw)), [])
+        try:
+            self._host.disk.sync_dir(self._directory)
+        except OSError as error:  # it has its name already, for how long nobody knows
+            file.close()
+            raise self._fail(error) from error
+        self._current = _Segment(file, header, len(raw), max(room, len(raw)), [])
+
+    def _reserve(self, file: File, used: int) -> int:
+        """Room up to a segment's size, if there is any: how far the file now reaches, bytes."""
+        size = max(self._segment_bytes, used)
+        try:
+            file.allocate(size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            file.truncate(used)  # it grows as it is written
+            return used
+        return size
+
+    def _reserve_current(self) -> None:
+        current = self._current
+        assert current is not None
+        try:
+            current.allocated = self._reserve(current.file, current.end)
+        except OSError as error:
+            raise self._fail(error) from error
 
     def _roll(self, first_seq: int) -> None:
         """Close the current segment (synced) and open the next."""
@@ -270,20 +336,22 @@ class Journal:
         assert current is not None
         if current.entries:
             self._sync_now(current.file)
-            self._open_segment(first_seq)
+            self._open_segment(first_seq, self._segment_bytes)
             self._closed[current.header.first_seq] = current.entries
             self._write_index(current)
             self._retired.append(current.file)
         else:  # nothing in it yet: the new one takes its name
-            self._open_segment(first_seq)
+            self._open_segment(first_seq, self._segment_bytes)
             self._retired.append(current.file)
 
     def _write_index(self, segment: _Segment) -> None:
         try:
-            write_index(self._host, self._directory, segment.header.first_seq, segment.entries)
+            write_index(
+                self._host, self._directory, segment.header.first_seq, segment.entries, self.journal_id
+            )
         except OSError as error:
-            if error.errno != errno.ENOSPC:  # it can be made again when there is room
-                raise JournalError(f"the index can't be written: {error.strerror}") from error
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the segment itself can be read instead
+                raise self._fail(error) from error
 
     def _sync_now(self, file: File) -> None:
         try:
@@ -423,6 +491,7 @@ class Journal:
         finally:
             for file in retired:
                 file.close()
+        self._check_usable()  # another sync of the file failed meanwhile: then this one vouches for nothing
         if journal_id == self.journal_id and tail.position > self.hardened.position:
             self.hardened = tail
             self._publish()
@@ -459,9 +528,10 @@ class Journal:
         return [segment_path(self._directory, seq) for seq in removed]
 
     def _remove(self, first_seq: int) -> None:
-        self._host.disk.remove(segment_path(self._directory, first_seq))
+        """The index first: one without its segment would be taken for that of the next of this name."""
         if self._host.disk.exists(index_path(self._directory, first_seq)):
             self._host.disk.remove(index_path(self._directory, first_seq))
+        self._host.disk.remove(segment_path(self._directory, first_seq))
 
     def _size_of(self, first_seq: int) -> int:
         entries = self._closed[first_seq]
