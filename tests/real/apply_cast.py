@@ -1,0 +1,93 @@
+"""From a source to a target without the link: real capture, the real decoder, batcher and target."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from tests.real.pg_cast import Journal, Pair, captured
+
+from castling.apply.schedule import Batcher, Discard, Limits
+from castling.kinds.base import Stream, Target
+from castling.kinds.postgres.decoder import PostgresDecoder
+from castling.kinds.postgres.kind import KIND
+from castling.testing.compare import Comparison, compare
+
+__all__ = ["Follower"]
+
+
+class Follower:
+    """One stream whose tables were made on both sides beforehand, so that there is nothing to copy."""
+
+    def __init__(self, pair: Pair, **settings: Any) -> None:
+        self.pair = pair
+        self.stream: Stream = pair.stream(**settings)
+        self.journal = Journal()
+        self.reports: list[dict[str, Any]] = []
+
+    async def begin(self) -> None:
+        """Slot and publication."""
+        seed = KIND.seed_source(self.stream)
+        await seed.begin()
+        await seed.close()
+
+    async def capture(self) -> None:
+        """Take everything that is committed now into the journal, and let the source forget it."""
+        async with captured(self.stream, self.journal) as capture:
+            await self.journal.read_until(capture, self.pair.end_of_log())
+            await capture.acknowledge(self.journal.offset)
+
+    async def apply(
+        self,
+        *,
+        limits: Limits | None = None,
+        piece_bytes: int = 1 << 20,
+        target: Callable[[], Target] | None = None,
+        ended: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """One apply session over the whole journal, from the target's own progress.
+
+        `ended` is asked after each target transaction: True ends the session there.
+        """
+        decoder = PostgresDecoder(piece_bytes=piece_bytes)
+        target_ = target() if target else KIND.target(self.stream)
+        try:
+            batcher = Batcher(limits or Limits(), await target_.open())
+            for record in self.journal.records:
+                for piece in decoder.feed(record):
+                    for action in batcher.add(piece):
+                        if await self._do(target_, action) and ended():
+                            return
+            for action in batcher.flush():
+                await self._do(target_, action)
+            self.reports.append(target_.report())
+        finally:
+            await target_.rollback()
+            await target_.close()
+
+    async def _do(self, target: Target, action: Any) -> bool:
+        if isinstance(action, Discard):
+            await target.rollback()
+            return False
+        await target.apply(action.pieces)
+        if action.commit is None:
+            return False
+        await target.commit(action.commit)
+        return True
+
+    async def follow(self, **how: Any) -> None:
+        await self.capture()
+        await self.apply(**how)
+
+    def compared(self) -> Comparison:
+        return compare(self.pair.east.dsn(self.pair.name), self.pair.west.dsn(self.pair.name))
+
+    def assert_equal(self) -> None:
+        found = self.compared()
+        assert found.equal, found.differences
+
+
+def random_limits(chance: random.Random) -> Limits:
+    """From one transaction at a time to all at once."""
+    return Limits(changes=chance.choice([1, 7, 50, 50_000]))

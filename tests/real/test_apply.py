@@ -1,0 +1,120 @@
+"""Random transactions, applied in random portions by sessions that end at random: the source's rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from tests.real.apply_cast import Follower, random_limits
+from tests.real.pg_cast import Pair, database_pair
+
+from castling.testing.servers import EmbeddedServer
+
+_TABLES = """
+    CREATE TABLE a (id int PRIMARY KEY, v text, n numeric, u int UNIQUE DEFERRABLE INITIALLY IMMEDIATE);
+    CREATE TABLE b (x int, y text, PRIMARY KEY (x, y));
+    CREATE TABLE k (x int, y text);
+    CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, big text, other int, j jsonb,
+                    arr int[], ts timestamptz);
+    ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
+    CREATE TABLE u (id int PRIMARY KEY, val int UNIQUE);
+    CREATE TABLE p (id int, part int, v text, PRIMARY KEY (part, id)) PARTITION BY LIST (part);
+    CREATE TABLE p0 PARTITION OF p FOR VALUES IN (0);
+    CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1, 2);
+"""
+
+
+@pytest.fixture
+def pair(east: EmbeddedServer, west: EmbeddedServer, tmp_path: Path) -> Iterator[Pair]:
+    with database_pair(east, west, tmp_path) as made:
+        made.source(_TABLES)
+        made.target(_TABLES)
+        yield made
+
+
+def _statement(chance: random.Random) -> tuple[str, tuple[object, ...]]:
+    i, j = chance.randrange(20), chance.randrange(20)
+    some_k = "ctid IN (SELECT ctid FROM k WHERE x = %s LIMIT 1)"
+    return chance.choice(
+        [
+            (
+                "INSERT INTO a VALUES (%s, %s, %s, %s)",
+                (i, "v" * chance.randrange(40), chance.randrange(10) / 7, chance.randrange(1000)),
+            ),
+            ("UPDATE a SET v = %s WHERE id = %s", ("x" * i, i)),
+            ("UPDATE a SET v = NULL, n = 'NaN' WHERE id = %s", (i,)),
+            ("DELETE FROM a WHERE id = %s", (i,)),
+            ("UPDATE a SET id = id + %s WHERE id = %s", (j, i)),
+            ("INSERT INTO b VALUES (%s, %s)", (i, "k" * (i % 3))),
+            ("UPDATE b SET y = y || 'z' WHERE x = %s", (i,)),
+            ("DELETE FROM b WHERE x = %s", (i,)),
+            ("INSERT INTO k VALUES (%s, %s)", (i % 4, "k" * (i % 2))),
+            (f"DELETE FROM k WHERE {some_k}", (i % 4,)),
+            (f"UPDATE k SET y = NULL WHERE {some_k}", (i % 4,)),
+            (
+                "INSERT INTO t (big, other, j, arr, ts)"
+                " VALUES (repeat(%s, 5000), %s, '{\"a\": 1}', '{1, 2, NULL}', clock_timestamp())",
+                (chance.choice("abc"), i),
+            ),
+            ("UPDATE t SET other = other + 1 WHERE id %% 20 = %s", (i,)),
+            ("DELETE FROM t WHERE id %% 20 = %s", (i,)),
+            ("UPDATE u SET val = val + 1", ()),
+            ("INSERT INTO u VALUES (%s, %s)", (i, i * 10)),
+            ("UPDATE u SET val = -val WHERE id = %s", (i,)),
+            ("UPDATE u SET id = id + 100 WHERE id = %s", (i,)),
+            ("INSERT INTO p VALUES (%s, %s, 'p')", (i, j % 3)),
+            ("UPDATE p SET part = (part + 1) %% 3 WHERE id = %s", (i,)),
+            ("DELETE FROM p WHERE id = %s", (i,)),
+            *([("TRUNCATE k", ()), ("TRUNCATE p1", ()), ("TRUNCATE p", ())] if chance.random() < 0.1 else []),
+        ]
+    )
+
+
+def _work(pair: Pair, chance: random.Random, transactions: int) -> int:
+    """Random transactions; how many were committed."""
+    done = 0
+    with psycopg.connect(pair.east.dsn(pair.name)) as connection:
+        for _ in range(transactions):
+            try:
+                for _ in range(chance.randrange(1, 8)):
+                    connection.execute(*_statement(chance))
+                connection.commit()
+                done += 1
+            except psycopg.errors.IntegrityError:
+                connection.rollback()
+    return done
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_target_becomes_the_source(pair: Pair, seed: int) -> None:
+    chance = random.Random(seed)
+    follower = Follower(pair)
+    await follower.begin()
+    committed = 0
+    for _ in range(3):
+        committed += _work(pair, chance, 30)
+        await follower.capture()
+        how = {"limits": random_limits(chance), "piece_bytes": chance.choice([200, 3000, 1 << 20])}
+        await follower.apply(**how, ended=lambda: chance.random() < 0.1)
+        if chance.random() < 0.5:
+            await follower.apply(**how)
+            follower.assert_equal()
+    await follower.apply()
+    follower.assert_equal()
+    assert committed > 20
+
+
+async def test_the_comparison_would_see_one_change_left_out(pair: Pair) -> None:
+    """The control: the same run with one record's last transaction missing."""
+    follower = Follower(pair)
+    await follower.begin()
+    pair.source("INSERT INTO a VALUES (1, 'x', 1, 1)")
+    await follower.follow()
+    follower.assert_equal()
+    pair.source("UPDATE a SET n = 2 WHERE id = 1")
+    assert not follower.compared().equal
+    await follower.follow()
+    follower.assert_equal()

@@ -1,0 +1,149 @@
+"""Exactly once, whatever dies: progress is committed with the changes that it counts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.real.apply_cast import Follower
+from tests.real.pg_cast import Pair, database_pair
+
+from castling.apply.schedule import Limits
+from castling.errors import TargetDiverged, TargetUnreachable
+from castling.journal.record import START
+from castling.kinds.base import Commit, Piece
+from castling.kinds.postgres.target import PostgresTarget
+from castling.testing.servers import EmbeddedServer
+
+#: a table without a key shows whatever comes twice: nothing objects to a second row
+_TABLES = "CREATE TABLE once (n int, v text); CREATE TABLE keyed (id int PRIMARY KEY, n int)"
+
+
+@pytest.fixture
+def pair(east: EmbeddedServer, west: EmbeddedServer, tmp_path: Path) -> Iterator[Pair]:
+    with database_pair(east, west, tmp_path) as made:
+        made.source(_TABLES)
+        made.target(_TABLES)
+        yield made
+
+
+async def _backlog(pair: Pair, commits: int = 40) -> Follower:
+    follower = Follower(pair)
+    await follower.begin()
+    for number in range(commits):
+        pair.source(
+            f"INSERT INTO once SELECT {number}, 'v' FROM generate_series(1, 3);"
+            f"INSERT INTO keyed VALUES ({number}, 0); UPDATE keyed SET n = n + 1"
+        )
+    await follower.capture()
+    return follower
+
+
+class _Dying(PostgresTarget):
+    """Its server session is terminated at a chosen call, before or after it was done."""
+
+    def __init__(self, follower: Follower, chance: random.Random) -> None:
+        super().__init__(follower.stream.group, follower.stream.settings.databases["west"])
+        self._west = follower.pair.west
+        self._left = chance.randrange(1, 12)
+        self._after = chance.random() < 0.5
+
+    def _is_time(self) -> bool:
+        self._left -= 1
+        return self._left == 0
+
+    def _die(self) -> None:
+        self._west.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE application_name = '{self._application}'"
+        )
+
+    async def apply(self, pieces: Any) -> None:
+        dying = self._is_time()
+        if dying and not self._after:
+            self._die()
+        await super().apply(pieces)
+        if dying:
+            self._die()
+
+    async def commit(self, commit: Commit) -> None:
+        """Dying after it is the commit whose answer was lost."""
+        dying = self._is_time()
+        if dying and not self._after:
+            self._die()
+        await super().commit(commit)
+        if dying:
+            self._die()
+            raise TargetUnreachable("the answer to COMMIT never came")
+
+
+async def _until_applied(follower: Follower, chance: random.Random, dying: type[_Dying]) -> int:
+    """Sessions until one gets to the end; how many died."""
+    deaths = 0
+    while True:
+        try:
+            await follower.apply(
+                limits=Limits(changes=chance.choice([1, 5, 30])), target=lambda: dying(follower, chance)
+            )
+        except TargetUnreachable:
+            deaths += 1
+            assert deaths < 200, "it never got to the end"
+            continue
+        return deaths
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_sessions_that_die_anywhere(pair: Pair, seed: int) -> None:
+    follower = await _backlog(pair)
+    deaths = await _until_applied(follower, random.Random(seed), _Dying)
+    follower.assert_equal()
+    assert deaths > 0, "nothing has died"
+
+
+async def test_all_of_it_once_more_changes_nothing(pair: Pair) -> None:
+    follower = await _backlog(pair)
+    for _ in range(3):
+        await follower.apply()
+        follower.assert_equal()
+    assert pair.target("SELECT count(*), count(DISTINCT n) FROM once") == [(120, 40)]
+
+
+async def test_a_second_session_takes_the_origin_over(pair: Pair) -> None:
+    """A session that nobody uses any more, as one on a server that has not noticed a dead client."""
+    follower = await _backlog(pair, 3)
+    stale = PostgresTarget(follower.stream.group, follower.stream.settings.databases["west"])
+    await stale.open()
+    try:
+        await follower.apply()
+        follower.assert_equal()
+        with pytest.raises(TargetUnreachable):
+            await stale.apply([Piece([], 0, Commit(1, 1, START), 0)])
+            await stale.commit(Commit(1, 1, START))
+    finally:
+        await stale.close()
+
+
+class _ProgressApart(_Dying):
+    """The mistake: the changes are committed first, and what they count afterwards."""
+
+    async def apply(self, pieces: Any) -> None:
+        await super().apply(pieces)
+        if pieces and pieces[-1].commit is not None and self._connection is not None:
+            await self._connection.execute(b"COMMIT")
+            self._in_transaction = False
+
+
+async def test_progress_in_a_transaction_of_its_own_is_noticed(pair: Pair) -> None:
+    """The control of the first test."""
+    follower = await _backlog(pair)
+    deaths = 0
+    for seed in range(6):
+        try:
+            deaths += await _until_applied(follower, random.Random(seed), _ProgressApart)
+        except TargetDiverged:
+            return  # what came twice did not fit: noticed at once
+    assert deaths > 0
+    assert not follower.compared().equal, "rows that came twice were not noticed"
