@@ -20,7 +20,7 @@ from castling.journal.reader import JournalReader
 from castling.journal.record import START, Position, Tail
 from castling.journal.segment import encode
 from castling.link.feed import CaptureFeed
-from castling.testing.sim.host import Machine, SimHost
+from castling.testing.sim.host import Machine, SimHost, SimKilled
 from castling.testing.sim.ledger import LedgerCapture, LedgerDecoder, LedgerServer
 from castling.testing.sim.loop import SimLoop
 from castling.testing.sim.network import SimNetwork
@@ -86,6 +86,63 @@ def test_what_a_failed_sync_left_in_the_cache_is_made_durable_before_it_counts(s
         again = place.open_journal()
         told = again.hardened
         again.close()
+        place.machine.disk.crash()
+        assert place.open_journal().tail.position >= told.position
+
+    place.run(story())
+
+
+def test_a_sync_that_succeeds_beside_one_that_failed_vouches_for_nothing() -> None:
+    place = Place()
+
+    async def story() -> None:
+        journal = place.open_journal()
+        capture = LedgerCapture(place.host, place.ledger)
+        await capture.open(resume=0, session=None)
+        place.write(10)
+        await place.ship(journal, capture)
+        before = journal.hardened
+        hardening = asyncio.ensure_future(journal.harden())
+        while place.host.last != "sync":  # it is under way
+            await asyncio.sleep(0)
+        place.machine.failing_syncs = 1
+        with pytest.raises(JournalError):  # the segment is full: closing it needs a sync
+            while True:
+                place.write(20)
+                await place.ship(journal, capture)
+        with pytest.raises(JournalError):
+            await hardening
+        assert journal.hardened == before
+
+    place.run(story())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_segment_whose_maker_died_keeps_its_name(seed: int) -> None:
+    """The writer dies between giving a new segment its name and syncing the folder."""
+    place = Place(seed)
+
+    async def story() -> None:
+        journal = place.open_journal()
+        capture = LedgerCapture(place.host, place.ledger)
+        await capture.open(resume=0, session=None)
+        sync_dir = place.host.disk.sync_dir
+
+        def die(path: str) -> None:
+            place.host.kill()
+            sync_dir(path)
+
+        place.host.disk.sync_dir = die  # type: ignore[method-assign]
+        with pytest.raises(SimKilled):
+            while True:
+                place.write(20)
+                await place.ship(journal, capture)
+        place.host = SimHost(place.machine, "successor", lambda: None)
+        again = place.open_journal()
+        capture = LedgerCapture(place.host, place.ledger)
+        await capture.open(resume=again.tail.offset, session=again.tail.session)
+        await place.ship(again, capture)
+        told = await again.harden()
         place.machine.disk.crash()
         assert place.open_journal().tail.position >= told.position
 
