@@ -220,5 +220,5 @@ def parse_segment_header(raw: bytes) -> SegmentHeader:
         raise JournalCorrupt("a segment header does not match its checksum")
     try:
         return msgspec.msgpack.decode(body, type=SegmentHeader)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise JournalCorrupt("a segment header can't be read") from error
