@@ -132,7 +132,8 @@ class _ProgressApart(_Dying):
     async def apply(self, pieces: Any) -> None:
         await super().apply(pieces)
         if pieces and pieces[-1].commit is not None and self._connection is not None:
-            await self._connection.execute(b"COMMIT")
+            with self._explained():
+                await self._connection.execute(b"COMMIT")
             self._in_transaction = False
 
 
