@@ -33,6 +33,7 @@ MUST_MEET = (
     "link cut within a batch",
     "link resumed from memory",
     "receive end died between append and harden",
+    "rot noticed",
     "segment released",
     "segment rolled",
     "session restarted inside a transaction",

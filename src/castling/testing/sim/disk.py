@@ -14,6 +14,8 @@
 * A sync can fail (EIO). Some of the sectors are then on the disk, all of them count as clean,
   and the next sync reports success: what real kernels do.
 
+* Rot: a bit flips, on the disk and in what is read.
+
 Not modelled: writes that are lost though their sync returned (lying hardware).
 """
 
@@ -208,6 +210,22 @@ class SimDisk:
     def sure_bytes(self, path: str) -> bytes:
         """What the worst crash now would leave in a file; nothing when it would not be there."""
         return bytes(self._stable[path].stable) if path in self._stable else b""
+
+    def rot(self, suffix: str) -> str | None:
+        """Flip one bit, for good, in one of the files so named that hold anything; which one."""
+        names = sorted(
+            name for name, inode in self._names.items() if name.endswith(suffix) and any(inode.stable)
+        )
+        if not names:
+            return None
+        name = self._random.choice(names)
+        inode = self._names[name]
+        at = self._random.randrange(len(inode.stable.rstrip(b"\0")))
+        bit = 1 << self._random.randrange(8)
+        inode.stable[at] ^= bit
+        if at < len(inode.data):
+            inode.data[at] ^= bit
+        return name
 
     def surely(self) -> SimDisk:
         """A disk as the worst crash right now would leave it: nothing that is not synced."""

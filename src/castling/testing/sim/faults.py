@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from castling.testing.sim.host import Machine
     from castling.testing.sim.world import Service, World
 
-__all__ = ["MIX", "heal", "rain"]
+__all__ = ["MIX", "heal", "power_off", "rain", "rot"]
 
 Fault = Callable[["World"], Awaitable[None]]
 
@@ -158,6 +158,18 @@ async def _fill_disk(world: World) -> None:
 async def _fail_sync(world: World) -> None:
     world.say("the next sync of west fails")
     world.west.failing_syncs += 1
+
+
+async def rot(world: World, seconds: float) -> None:
+    """Some time in so many seconds a bit of the journal flips. Then it need not go on, but must not lie."""
+    await asyncio.sleep(world.random.uniform(0.3, 1.0) * seconds)
+    for _ in range(40):
+        name = world.west.disk.rot(".seg")
+        if name is not None:
+            world.say(f"a bit of {name} flips")
+            world.is_rotten = world.oracle.is_rotten = True
+            return
+        await asyncio.sleep(0.1)
 
 
 # --- network ----------------------------------------------------------------------------------

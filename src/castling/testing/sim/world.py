@@ -28,7 +28,7 @@ from castling.groups.source import SourceEnd
 from castling.groups.stream import SeedState, StreamState
 from castling.journal.record import Record
 from castling.kinds.base import Abandon, Piece, Stream
-from castling.testing.sim.faults import heal, power_off, rain
+from castling.testing.sim.faults import heal, power_off, rain, rot
 from castling.testing.sim.host import Machine, SimHost, SimKilled
 from castling.testing.sim.ledger import LedgerCapture, LedgerDecoder, LedgerSeedSource, LedgerServer
 from castling.testing.sim.loop import PROCESS, SimLoop, Stuck
@@ -186,6 +186,9 @@ class World:
         #: synchronous delivery: transactions whose commit has returned, and where they end
         self.promised: dict[int, int] = {}
         self.ends_lost = not is_calm and self.random.random() < 0.15
+        #: a bit of the journal will flip; it has
+        self.will_rot = not is_calm and not self.ends_lost and self.random.random() < 0.08
+        self.is_rotten = False
 
     def _fork(self) -> random.Random:
         return random.Random(self.random.random())
@@ -318,6 +321,10 @@ class World:
             return
         if isinstance(error, CastlingError) and error.retryable:
             return
+        if self.is_rotten and isinstance(error, CastlingError):
+            self.met("rot noticed")
+            self._stop_now()
+            return
         self.oracle.fail(f"{service.name} ended with {type(error).__name__}: {error}")
 
     def _stop_now(self) -> None:
@@ -367,12 +374,16 @@ class World:
         for service in self.services:
             self.loop.call_later(self.random.uniform(0.0, 0.5), service.start)
         faults = self.loop.create_task(rain(self, self.writes_for_s)) if not self.is_calm else None
+        if self.will_rot:
+            rotting = self.loop.create_task(rot(self, self.writes_for_s))
         await self._workload()
         if self.ends_lost and self._is_seeded():
             await self._lose_source()
             return
         if faults is not None:
             await faults
+            if self.will_rot:
+                await rotting
             self.say("everything heals")
             heal(self)
         await self._drain()
