@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 
@@ -35,7 +36,7 @@ class _Progress:
 
 
 def _replay(seed: int) -> str:
-    return f"{sys.executable.rpartition('/')[2]} -m castling.testing.sim --seed {seed} -v"
+    return f"{os.path.relpath(sys.executable)} -m castling.testing.sim --seed {seed} -v"
 
 
 def _one(seed: int, *, verbose: bool) -> int:

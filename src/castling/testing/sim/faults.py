@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from castling.testing.sim.host import Machine
-    from castling.testing.sim.world import Service, World
+    from castling.testing.sim.service import Service
+    from castling.testing.sim.world import World
 
 __all__ = ["MIX", "heal", "power_off", "rain", "rot"]
 

@@ -11,12 +11,11 @@ the source's machine never comes back instead, and what was promised must be on 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import gc
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -31,12 +30,13 @@ from castling.kinds.base import Abandon, Piece, Stream
 from castling.testing.sim.faults import heal, power_off, rain, rot
 from castling.testing.sim.host import Machine, SimHost, SimKilled
 from castling.testing.sim.ledger import LedgerCapture, LedgerDecoder, LedgerSeedSource, LedgerServer
-from castling.testing.sim.loop import PROCESS, SimLoop, Stuck
+from castling.testing.sim.loop import SimLoop, Stuck
 from castling.testing.sim.network import SimNetwork
 from castling.testing.sim.oracle import Oracle
 from castling.testing.sim.replica import LedgerSeedTarget, LedgerTarget, Replica
+from castling.testing.sim.service import End, Service
 
-__all__ = ["Result", "Service", "World"]
+__all__ = ["Result", "World"]
 
 _INSTALLATION = "5" * 32
 _GROUP = "ledger"
@@ -45,10 +45,6 @@ _JOURNAL = f"{_FOLDER}/journal"
 _ADDRESS = "west:7410"
 #: virtual seconds in which a healed world must have drained
 DRAIN_S = 90.0
-
-
-class _End(Protocol):
-    async def run(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,75 +61,6 @@ class Result:
 
 class _Receive(ReceiveEnd):
     RELEASE_S = 1.0  # a world lives for seconds
-
-
-class Service:
-    """A process that is started again when it dies, as the agent's supervisor does."""
-
-    def __init__(self, world: World, name: str, machine: Machine, build: Callable[[SimHost], _End]) -> None:
-        self._world = world
-        self.name = name
-        self.machine = machine
-        self._build = build
-        self.is_wanted = True
-        self.host: SimHost | None = None
-        self.end: Any = None
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        if not (self.is_wanted and self.machine.up) or self.host is not None:
-            return
-        self.host = host = SimHost(self.machine, self.name, self._dying)
-        context = contextvars.Context()
-        context.run(PROCESS.set, host)
-        self._world.say(f"{self.name} starts")
-        self._task = self._world.loop.create_task(self._main(host), context=context)
-        self._task.add_done_callback(self._ended, context=contextvars.Context())
-
-    async def _main(self, host: SimHost) -> None:
-        self.end = None
-        end = self.end = self._build(host)
-        await end.run()
-
-    def _dying(self) -> None:
-        assert self.host is not None
-        self._world.autopsy(self)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        host = self.host
-        assert host is not None
-        error = None if task.cancelled() else task.exception()
-        host.kill()
-        self.host = None
-        if error is None or isinstance(error, SimKilled):
-            self._world.say(f"{self.name} is gone after {host.last!r}")
-        else:
-            self._world.say(f"{self.name} ends: {type(error).__name__}: {error}")
-            self._world.judge_end(self, error)
-        self._world.loop.call_later(self._world.random.uniform(0.05, 1.0), self.start)
-
-    def kill(self) -> None:
-        if self.host is not None:
-            self.host.kill()
-
-    def arm(self, calls: int) -> None:
-        """Die at the `calls`-th thing it does."""
-        if self.host is not None:
-            self.host.arm(calls)
-
-    async def until(self, found: Callable[[], bool], *, within_s: float) -> bool:
-        """Wait until the running process is in that state; False when it does not come to it."""
-        deadline_s = self._world.loop.time() + within_s
-        while self._world.loop.time() < deadline_s:
-            if self.host is not None and self.end is not None and found():
-                return True
-            await asyncio.sleep(0.0015)
-        return False
-
-    def stop_gently(self) -> None:
-        """What SIGTERM does; it starts again by itself."""
-        if self._task is not None:
-            self._task.cancel()
 
 
 class _CountedDecoder(LedgerDecoder):
@@ -210,8 +137,8 @@ class World:
 
     # --- the ends -----------------------------------------------------------------------------
 
-    def _source_of(self, server: LedgerServer, node: str, epoch: int) -> Callable[[SimHost], _End]:
-        def build(host: SimHost) -> _End:
+    def _source_of(self, server: LedgerServer, node: str, epoch: int) -> Callable[[SimHost], End]:
+        def build(host: SimHost) -> End:
             return SourceEnd(
                 host,
                 self.stream,
@@ -226,7 +153,7 @@ class World:
 
         return build
 
-    def _receive(self, host: SimHost) -> _End:
+    def _receive(self, host: SimHost) -> End:
         end = _Receive(
             host,
             _FOLDER,
@@ -242,7 +169,7 @@ class World:
             self.met("torn tail cut at recovery")
         return end
 
-    def _apply(self, host: SimHost) -> _End:
+    def _apply(self, host: SimHost) -> End:
         return ApplyEnd(
             host,
             _FOLDER,
