@@ -92,11 +92,11 @@ def scan(file: File, start: int, *, verify: bool = True, upto_seq: int | None = 
     while upto_seq is None or not found.entries or found.entries[-1].seq < upto_seq:
         at = found.end - base
         try:
-            header = parse_header(window, at) if len(window) - at >= HEADER else None
-            if header is None or len(window) - at < header.size:
-                need = _READ if header is None else max(_READ, header.size)
-                window, base, at = file.read_at(found.end, need), found.end, 0
-                header = parse_header(window, 0)
+            if len(window) - at < HEADER:
+                window, base, at = file.read_at(found.end, _READ), found.end, 0
+            header = parse_header(window, at)
+            if len(window) - at < header.size:
+                window, base, at = file.read_at(found.end, max(_READ, header.size)), found.end, 0
             if verify or header.type is RecordType.SESSION:
                 record, _ = parse_record(window, at)
                 if record.type is RecordType.SESSION:

@@ -89,7 +89,10 @@ class JournalReader:
         return entries
 
     def seek(self, position: Position) -> None:
-        """The next `read` begins at `position`. JournalGap when it is no longer there."""
+        """The next `read` begins at `position`, at most one after the last that is hardened.
+
+        JournalGap when it is not there any more, or not yet.
+        """
         mark = self._hardened()
         seqs = [seq for seq in first_seqs(self._host, self._directory) if seq <= position.seq]
         if mark is None or not seqs or position.seq > mark.position.seq + 1:
@@ -98,10 +101,14 @@ class JournalReader:
         if position.seq == seqs[-1]:
             self._next_seq = position.seq
             return
-        for entry in self._entries(seqs[-1], mark):
+        entries = self._entries(seqs[-1], mark)
+        for entry in entries:
             if entry.seq == position.seq:
                 self._place, self._next_seq = entry.place, entry.seq
                 return
+        if entries and entries[-1].seq + 1 == position.seq and self._newest[0] == seqs[-1]:
+            self._place, self._next_seq = self._newest[2], position.seq
+            return
         raise JournalGap(f"position {position} is not in the journal", hint="seed the stream again")
 
     def _open(self, first_seq: int) -> None:
