@@ -37,7 +37,7 @@ def heal(world: World) -> None:
     for machine in world.machines:
         machine.disk.room = None
         machine.failing_syncs = 0
-        if not machine.up and not (world.is_lost and machine is world.source.machine):
+        if not machine.up and not world.is_gone(machine):
             _power_on(world, machine)
     if not world.server.is_up and not world.is_lost:
         world.server.restart()
@@ -91,7 +91,7 @@ async def _crash(world: World, machine: Machine) -> None:
     world.say(f"{machine.name} loses power")
     power_off(world, machine)
     await asyncio.sleep(world.random.uniform(0.1, 4.0))
-    if not machine.up and not world.is_lost:
+    if not machine.up and not world.is_gone(machine):
         _power_on(world, machine)
 
 

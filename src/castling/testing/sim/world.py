@@ -181,6 +181,10 @@ class World:
     def machine(self, name: str) -> Machine:
         return next(found for found in self.machines if found.name == name)
 
+    def is_gone(self, machine: Machine) -> bool:
+        """It will never come back."""
+        return self.is_lost and machine is self.source.machine
+
     def weak_moments(self) -> list[tuple[Service, str, Callable[[], bool]]]:
         """Where dying is most delicate."""
         return [
