@@ -100,3 +100,14 @@ async def test_a_missing_segment_and_a_damaged_header_are_told(folder: Path) -> 
 async def test_an_empty_folder_is_an_empty_journal(tmp_path: Path) -> None:
     found = _look(tmp_path)
     assert found["tail"] is None and found["segments"] == [] and found["damage"] == []
+
+
+async def test_hardened_records_that_became_zeros_are_rot(folder: Path) -> None:
+    last = sorted(folder.glob("*.seg"))[-1]
+    at = next(each["at"] for each in _look(folder, records=True)["records"] if each["position"] == "1/59")
+    raw = last.read_bytes()
+    last.write_bytes(raw[:at] + bytes(len(raw) - at))
+    (damage,) = _look(folder)["damage"]
+    assert (damage["kind"], damage["position"], damage["offset"]) == ("rot", 59, at)
+    (folder / "hardened.mark").unlink()
+    assert _look(folder)["damage"] == [], "without the mark this is a clean end"

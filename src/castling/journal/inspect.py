@@ -122,8 +122,22 @@ class _Description:
         beyond = hardened is None or damage["position"] > hardened.position.seq
         return "torn tail" if in_last and beyond else "rot"
 
+    def _note_lost(self) -> None:
+        """Hardened positions that the last segment does not hold, though nothing in it looks damaged.
+
+        The marks were read before the segments: a journal that is written meanwhile holds more, not less.
+        """
+        hardened = self._marks["hardened"]
+        if hardened is None or self._header is None or self._next is None:
+            return
+        if hardened.journal_id == self._header.journal_id and hardened.position.seq >= self._next:
+            last = self._segments[-1]
+            reason = f"positions {self._next} to {hardened.position.seq} were hardened and are not there"
+            self._note(last["file"], last["used"], self._next, reason, "rot")
+
     def as_dict(self) -> dict[str, Any]:
         header, last = self._header, self._last
+        self._note_lost()
         for damage in self._damage:
             damage["kind"] = damage["kind"] or self._kind(damage)
         found: dict[str, Any] = {
