@@ -70,7 +70,9 @@ class Pair:
             password_file=str(self.password_file),
         )
 
-    def stream(self, *, seed: SeedSettings | None = None, **settings: Any) -> Stream:
+    def stream(
+        self, *, seed: SeedSettings | None = None, postgres_bin: str | None = None, **settings: Any
+    ) -> Stream:
         """The stream of a group of this pair. Its name is the database's, because slots are a server's."""
         group = GroupSettings(
             kind="postgres",
@@ -81,7 +83,8 @@ class Pair:
             seed=seed or SeedSettings(),
             **settings,
         )
-        nodes = {name: NodeSettings(api="127.0.0.1:1", link="127.0.0.1:2") for name in ("east", "west")}
+        node = NodeSettings(api="127.0.0.1:1", link="127.0.0.1:2", postgres_bin=postgres_bin)
+        nodes = {"east": node, "west": node}
         config = Config(
             installation=InstallationSettings(name="test"), nodes=nodes, groups={self.name: group}
         )

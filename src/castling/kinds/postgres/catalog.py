@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 
 from castling.config import GroupSettings
 
-__all__ = ["Table", "TableColumn", "is_chosen", "read_tables", "types_agree"]
+__all__ = ["Table", "TableColumn", "is_chosen", "read_tables", "table_name", "types_agree"]
 
 #: built-in and so the same on every server; others may carry identifiers that differ
 _FIRST_USER_OID = 16384
@@ -28,7 +28,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::tex
        EXISTS (SELECT FROM pg_catalog.pg_index i
                 WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid),
        EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhparent = c.oid AND c.relkind = 'r'),
-       (SELECT pg_catalog.array_agg(pn.nspname || '.' || pc.relname)
+       (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(pn.nspname, pc.relname))
           FROM pg_catalog.pg_partition_ancestors(c.oid) a
           JOIN pg_catalog.pg_class pc ON pc.oid = a.relid AND pc.oid <> c.oid
           JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace
@@ -57,6 +57,15 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::tex
                       AND d.deptype = 'e')
  ORDER BY n.nspname, c.relname
 """
+
+
+def table_name(schema: str, name: str) -> str:
+    """`schema.name`, and never the same for two tables: a part that holds a dot or a quote is quoted."""
+    return f"{_part(schema)}.{_part(name)}"
+
+
+def _part(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"' if "." in name or '"' in name else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,7 @@ class Table:
     primary_key: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.schema}.{self.name}"
+        return table_name(self.schema, self.name)
 
     @property
     def sql(self) -> str:
@@ -146,7 +155,8 @@ async def read_tables(connection: AsyncConnection[Any]) -> list[Table]:
     found = []
     for row in await cursor.fetchall():
         columns = tuple(TableColumn(*column) for column in row[15] or ())
-        fields: list[Any] = [*row[:14], tuple(row[14] or ()), columns, tuple(row[16] or ())]
+        ancestors = tuple(table_name(*names) for names in row[14] or ())
+        fields: list[Any] = [*row[:14], ancestors, columns, tuple(row[16] or ())]
         found.append(Table(*fields))
     return found
 

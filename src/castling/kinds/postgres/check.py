@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 from castling.config import GroupSettings
 from castling.errors import TargetUnreachable, ToolMissing
 from castling.kinds.base import Finding, Severity, Stream
-from castling.kinds.postgres.catalog import Table, is_chosen, read_tables, types_agree
+from castling.kinds.postgres.catalog import Table, is_chosen, read_tables, table_name, types_agree
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.publication import published
 from castling.kinds.postgres.session import slot_name
@@ -429,7 +429,7 @@ async def _sequences(connection: AsyncConnection[Any]) -> list[str]:
 
 async def _foreign_keys(connection: AsyncConnection[Any]) -> list[tuple[str, str, str]]:
     cursor = await connection.execute(
-        "SELECT k.conname, cn.nspname || '.' || c.relname, pn.nspname || '.' || p.relname"
+        "SELECT k.conname, cn.nspname, c.relname, pn.nspname, p.relname"
         " FROM pg_catalog.pg_constraint k"
         " JOIN pg_catalog.pg_class c ON c.oid = k.conrelid"
         " JOIN pg_catalog.pg_namespace cn ON cn.oid = c.relnamespace"
@@ -437,7 +437,9 @@ async def _foreign_keys(connection: AsyncConnection[Any]) -> list[tuple[str, str
         " JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace"
         " WHERE k.contype = 'f' AND k.conparentid = 0"
     )
-    return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]
+    return [
+        (row[0], table_name(row[1], row[2]), table_name(row[3], row[4])) for row in await cursor.fetchall()
+    ]
 
 
 async def _ask_target(stream: Stream, names: set[str]) -> TargetFacts:

@@ -18,6 +18,7 @@ from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
 from castling.errors import SeedFailed, StateError, TargetError, TargetNotEmpty, TargetUnreachable
+from castling.kinds.postgres.catalog import table_name
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.seed_plan import Begin, Chunk, Finish, Schema, decode_request
@@ -111,7 +112,7 @@ class PostgresSeedTarget:
             known = await cursor.fetchone()
             ours = set(known[0]) if known else set()
             await self._empty(connection, request, ours)
-            tables = [f"{schema}.{name}" for schema, name in request.tables]
+            tables = [table_name(schema, name) for schema, name in request.tables]
             await connection.execute(
                 "INSERT INTO castling.seed (stream, tables, created) VALUES (%(s)s, %(t)s, %(c)s) "
                 "ON CONFLICT (stream) DO UPDATE SET finished_at = NULL, tables = %(t)s",
@@ -127,23 +128,24 @@ class PostgresSeedTarget:
             await connection.close()
 
     async def _empty(self, connection: AsyncConnection[Any], request: Begin, ours: set[str]) -> None:
-        filled, mine = [], []
+        filled, mine, missing = [], [], []
         for schema, name in request.tables:
             sql = f"{quoted(schema)}.{quoted(name)}"
             cursor = await connection.execute("SELECT pg_catalog.to_regclass(%s)", (sql,))
             row = await cursor.fetchone()
             if row is None or row[0] is None:
+                missing.append(table_name(schema, name))
                 continue
-            if f"{schema}.{name}" in ours:
+            if table_name(schema, name) in ours:
                 mine.append(sql)
                 continue
             cursor = await connection.execute(f"SELECT EXISTS (SELECT FROM {sql})".encode())
             row = await cursor.fetchone()
             if row and row[0]:
-                filled.append(f"{schema}.{name}")
+                filled.append(table_name(schema, name))
             elif request.create:
                 raise TargetNotEmpty(
-                    f"the target already has a table {schema}.{name}, and the group is to create it",
+                    f"the target already has {table_name(schema, name)}, and the group is to create it",
                     hint='drop it, or set seed.schema = "expect"',
                 )
         if filled:
@@ -151,6 +153,13 @@ class PostgresSeedTarget:
                 f"the target already holds rows in {', '.join(filled[:10])}",
                 hint="empty these tables, or choose another database; rows are never overwritten",
                 tables=filled,
+            )
+        if request.create and mine and missing:
+            raise TargetNotEmpty(
+                f"the target has some of the tables to create, but not {', '.join(missing[:10])}",
+                hint='make these there too, as on the source, and set seed.schema = "expect";'
+                " or drop the group's tables there, so that all are created anew",
+                tables=missing,
             )
         if mine:
             await connection.execute(f"TRUNCATE {', '.join(mine)}".encode())
@@ -235,7 +244,7 @@ class PostgresSeedTarget:
                 rows = cursor.rowcount
                 await connection.execute(
                     "INSERT INTO castling.seed_chunk VALUES (%s, %s, %s, %s)",
-                    (self._group, f"{request.schema}.{request.table}", request.number, rows),
+                    (self._group, table_name(request.schema, request.table), request.number, rows),
                 )
             return str(rows).encode()
         finally:
@@ -244,20 +253,15 @@ class PostgresSeedTarget:
     # --- finishing ----------------------------------------------------------------------------
 
     async def _finish(self, request: Finish) -> bytes:
+        if self._begun is None:
+            raise StateError("a first copy was finished though none was begun")
         connection = await self._connect()
         try:
-            cursor = await connection.execute(
-                "SELECT created, tables FROM castling.seed WHERE stream = %s", (self._group,)
-            )
-            known = await cursor.fetchone()
-            if known is None:
-                raise StateError("a first copy was finished though none was begun")
             if self._archive is not None:
                 # a copy that broke off here before has left the same indexes and constraints
                 await self._restore("post-data", request.server_version, "--clean", "--if-exists")
-            for name in known[1]:
-                schema, _, table = str(name).partition(".")
-                await connection.execute(f"ANALYZE {quoted(schema)}.{quoted(table)}".encode())
+            for schema, name in self._begun.tables:
+                await connection.execute(f"ANALYZE {quoted(schema)}.{quoted(name)}".encode())
             for schema, name, until in request.emptied:
                 await connection.execute(
                     "INSERT INTO castling.seed_emptied VALUES (%s, %s, %s, %s::pg_catalog.pg_lsn)"
