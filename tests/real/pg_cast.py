@@ -218,5 +218,6 @@ class BulkTo:
 
 
 async def _nothing() -> AsyncIterator[bytes]:
-    for none in ():
-        yield none
+    nothing: tuple[bytes, ...] = ()
+    for part in nothing:
+        yield part

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from tests.real.pg_cast import Journal, Pair, captured, database_pair, until
 
+from castling.journal.record import Draft
 from castling.kinds.base import Capture, Stream
 from castling.kinds.postgres.forget import forget_stream
 from castling.kinds.postgres.kind import KIND
@@ -39,10 +40,17 @@ class Backup:
         self._capture = capture
         self.journal = Journal()
         self.acknowledging = True
+        self.early = False  #: the mistake: acknowledge first, harden some time
 
     async def run(self) -> None:
+        late: list[Draft] = []
         while True:
-            self.journal.add(await self._capture.read())
+            late += await self._capture.read()
+            if self.early:
+                await self._capture.acknowledge(late[-1].offset)
+                continue
+            self.journal.add(late)
+            late = []
             if self.acknowledging:
                 await self._capture.acknowledge(self.journal.offset)
 
@@ -94,6 +102,17 @@ async def test_a_commit_returns_only_when_it_was_acknowledged(pair: Pair) -> Non
         assert pair.source("SELECT count(*) FROM numbers WHERE n = 1000002") == [(0,)]
         backup.acknowledging = True
         await asyncio.wait_for(commit, 10)
+
+
+async def test_an_acknowledgement_before_hardening_would_be_noticed(pair: Pair) -> None:
+    """The negative control: a backup that acknowledges what it does not hold lets the commit go too early."""
+    async with backup_of(pair.stream(delivery="sync", on_sync_loss="wait")) as backup:
+        backup.early = True
+        await asyncio.wait_for(_insert(pair, 1000003), 10)
+        assert not backup.holds(1000003)
+        backup.early = False
+        await _insert(pair, 1000004)
+        assert backup.holds(1000003) and backup.holds(1000004)
 
 
 async def test_waiting_means_waiting(pair: Pair) -> None:
