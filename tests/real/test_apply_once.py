@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from tests.real.apply_cast import Follower
 from tests.real.pg_cast import Pair, database_pair
@@ -43,41 +44,39 @@ async def _backlog(pair: Pair, commits: int = 40) -> Follower:
 
 
 class _Dying(PostgresTarget):
-    """Its server session is terminated at a chosen call, before or after it was done."""
+    """Its server session is terminated before a chosen statement; or after a COMMIT, whose answer is lost."""
 
     def __init__(self, follower: Follower, chance: random.Random) -> None:
         super().__init__(follower.stream.group, follower.stream.settings.databases["west"])
         self._west = follower.pair.west
-        self._left = chance.randrange(1, 12)
-        self._after = chance.random() < 0.5
+        self._left = chance.randrange(1, 60)
+        self._loses_answer = chance.random() < 0.3
 
-    def _is_time(self) -> bool:
-        self._left -= 1
-        return self._left == 0
+    async def open(self) -> int:
+        progress = await super().open()
+        connection = self._connection
+        assert connection is not None
+        execute = connection.execute
+
+        async def dying(query: Any, *arguments: Any, **how: Any) -> Any:
+            self._left -= 1
+            lost = self._loses_answer and self._left <= 0 and query == b"COMMIT"
+            if self._left == 0 and not self._loses_answer:
+                self._die()
+            found = await execute(query, *arguments, **how)
+            if lost:
+                self._die()
+                raise psycopg.OperationalError("the answer to COMMIT never came")
+            return found
+
+        connection.execute = dying  # type: ignore[method-assign]
+        return progress
 
     def _die(self) -> None:
         self._west.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             f" WHERE application_name = '{self._application}'"
         )
-
-    async def apply(self, pieces: Any) -> None:
-        dying = self._is_time()
-        if dying and not self._after:
-            self._die()
-        await super().apply(pieces)
-        if dying:
-            self._die()
-
-    async def commit(self, commit: Commit) -> None:
-        """Dying after it is the commit whose answer was lost."""
-        dying = self._is_time()
-        if dying and not self._after:
-            self._die()
-        await super().commit(commit)
-        if dying:
-            self._die()
-            raise TargetUnreachable("the answer to COMMIT never came")
 
 
 async def _until_applied(follower: Follower, chance: random.Random, dying: type[_Dying]) -> int:
@@ -129,12 +128,12 @@ async def test_a_second_session_takes_the_origin_over(pair: Pair) -> None:
 class _ProgressApart(_Dying):
     """The mistake: the changes are committed first, and what they count afterwards."""
 
-    async def apply(self, pieces: Any) -> None:
-        await super().apply(pieces)
-        if pieces and pieces[-1].commit is not None and self._connection is not None:
-            with self._explained():
-                await self._connection.execute(b"COMMIT")
+    async def commit(self, commit: Commit) -> None:
+        with self._explained():
+            connection = await self._begin()
+            await connection.execute(b"COMMIT")
             self._in_transaction = False
+        await super().commit(commit)
 
 
 async def test_progress_in_a_transaction_of_its_own_is_noticed(pair: Pair) -> None:

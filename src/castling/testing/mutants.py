@@ -92,10 +92,10 @@ MUTANTS = (
         (
             Edit(
                 "kinds/postgres/target.py",
-                "            await self._emptied.settle(connection, commit.offset)\n",
-                "            await self._emptied.settle(connection, commit.offset)\n"
+                "            await progress.write(connection,",
                 '            await connection.execute(b"COMMIT")\n'
-                '            await connection.execute(b"BEGIN")\n',
+                '            await connection.execute(b"BEGIN")\n'
+                "            await progress.write(connection,",
             ),
         ),
         ("tests/real/test_apply_once.py",),

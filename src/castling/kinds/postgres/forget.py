@@ -10,9 +10,9 @@ import psycopg
 from castling.errors import SourceUnreachable, TargetUnreachable
 from castling.kinds.base import Stream
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.progress import origin_name
 from castling.kinds.postgres.session import slot_name
 from castling.kinds.postgres.sync import release_commits
-from castling.kinds.postgres.target import origin_name
 
 __all__ = ["forget_stream"]
 
@@ -78,7 +78,7 @@ async def _forget_target(stream: Stream) -> None:
             " WHERE relnamespace = pg_catalog.to_regnamespace('castling') AND relkind = 'r'"
         )
         there = {str(row[0]) for row in await cursor.fetchall()}
-        for table in ("seed", "seed_chunk", "seed_emptied"):
+        for table in ("progress", "seed", "seed_chunk", "seed_emptied"):
             if table in there:
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (stream.group,)

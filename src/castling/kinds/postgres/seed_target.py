@@ -6,9 +6,7 @@ broke off is told from rows that somebody else put there: only the former are ev
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,13 @@ from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
 from castling.errors import SeedFailed, StateError, TargetError, TargetNotEmpty, TargetUnreachable
+from castling.kinds.postgres import progress
 from castling.kinds.postgres.catalog import table_name
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
+from castling.kinds.postgres.lsn import lsn_text
 from castling.kinds.postgres.seed_plan import Begin, Chunk, Finish, Schema, decode_request
 from castling.kinds.postgres.statements import quoted
-from castling.kinds.postgres.target import lsn_text, origin_name
 from castling.kinds.postgres.tools import find_tool, run_tool
 
 __all__ = ["PostgresSeedTarget"]
@@ -50,9 +49,6 @@ _STATE = """
 
 class PostgresSeedTarget:
     """Implements `kinds.base.SeedTarget`."""
-
-    #: how long to wait for an apply session to let go of the origin, seconds
-    TAKEOVER_S = 20.0
 
     def __init__(self, group: str, settings: DatabaseSettings, *, postgres_bin: str | None) -> None:
         self._group = group
@@ -104,8 +100,8 @@ class PostgresSeedTarget:
         """Make sure the tables are empty, or are ours to empty."""
         connection = await self._connect()
         try:
-            await self._end_apply(connection)
-            await connection.execute((_STATE + CREATE_EMPTIED).encode())
+            await progress.end_sessions(connection, self._group)
+            await connection.execute((_STATE + CREATE_EMPTIED + progress.CREATE_PROGRESS).encode())
             cursor = await connection.execute(
                 "SELECT tables FROM castling.seed WHERE stream = %s", (self._group,)
             )
@@ -163,13 +159,6 @@ class PostgresSeedTarget:
             )
         if mine:
             await connection.execute(f"TRUNCATE {', '.join(mine)}".encode())
-
-    async def _end_apply(self, connection: AsyncConnection[Any]) -> None:
-        await connection.execute(
-            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
-            " WHERE application_name = %s",
-            (f"castling apply {self._group}",),
-        )
 
     # --- definitions --------------------------------------------------------------------------
 
@@ -268,37 +257,14 @@ class PostgresSeedTarget:
                     " ON CONFLICT (stream, schema, name) DO UPDATE SET until = excluded.until",
                     (self._group, schema, name, lsn_text(until)),
                 )
-            await self._set_origin(connection, request.lsn)
+            # only with the origin in hand: no session of before may commit its own progress after ours
+            await progress.take_origin(connection, self._group)
+            await progress.write(connection, self._group, request.lsn, None)
             await self._note("finished_at = pg_catalog.now()")
         finally:
             await connection.close()
         await self.close()
         return b""
-
-    async def _set_origin(self, connection: AsyncConnection[Any], lsn: int) -> None:
-        """The stream's progress on the target is the point that the copy shows."""
-        name = origin_name(self._group)
-        await connection.execute(
-            "SELECT pg_catalog.pg_replication_origin_create(%(n)s) WHERE NOT EXISTS "
-            "(SELECT FROM pg_catalog.pg_replication_origin WHERE roname = %(n)s)",
-            {"n": name},
-        )
-        deadline = time.monotonic() + self.TAKEOVER_S
-        while True:
-            try:
-                await connection.execute(
-                    "SELECT pg_catalog.pg_replication_origin_advance(%s, %s::pg_catalog.pg_lsn)",
-                    (name, lsn_text(lsn)),
-                )
-                await connection.execute(
-                    "SELECT pg_catalog.pg_replication_origin_progress(%s, true)", (name,)
-                )
-                return
-            except psycopg.errors.ObjectInUse as error:
-                if time.monotonic() > deadline:
-                    raise TargetUnreachable(f"a session still applies group {self._group}") from error
-            await self._end_apply(connection)
-            await asyncio.sleep(0.1)
 
     async def close(self) -> None:
         self._archive = None

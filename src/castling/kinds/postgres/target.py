@@ -1,9 +1,9 @@
 """The replica of a PostgreSQL stream: changes and progress in one transaction.
 
-Progress is a replication origin: the server itself stores it with the commit, so what is
-applied and how far apply has come can't disagree, whatever dies. While it applies, the
-session is a replication replica: the target's foreign keys and ordinary triggers stay quiet,
-because the source has already obeyed them.
+Progress is a row that the same transaction writes (see `progress`), so what is applied and how far
+apply has come can't disagree, whatever dies. While it applies, the session is a replication
+replica: the target's foreign keys and ordinary triggers stay quiet, because the source has
+already obeyed them.
 
 Each table's net change is first tried as a set inside a savepoint; where that is not exact it
 is replayed row by row in the source's order (see `writer`). The target need not sync at each commit: the
@@ -12,11 +12,8 @@ journal keeps everything until the progress is flushed (`durable`).
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -25,14 +22,15 @@ from psycopg import AsyncConnection
 from castling.config import DatabaseSettings
 from castling.errors import TargetDiverged, TargetError, TargetUnreachable
 from castling.kinds.base import Commit, Piece
+from castling.kinds.postgres import progress
 from castling.kinds.postgres.changes import Change, coalesce
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import EmptiedTables
-from castling.kinds.postgres.lsn import lsn_text, parse_lsn
 from castling.kinds.postgres.mapping import Mapping
+from castling.kinds.postgres.progress import application_name, origin_name
 from castling.kinds.postgres.writer import Writer, register_fields
 
-__all__ = ["PostgresTarget", "lsn_text", "origin_name", "parse_lsn"]
+__all__ = ["PostgresTarget"]
 
 _SESSION = (
     "SET session_replication_role = replica",
@@ -60,25 +58,15 @@ _RETRY = (
     psycopg.errors.OperatorIntervention,
 )
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def origin_name(group: str) -> str:
-    """The replication origin that stores the group's progress on its target."""
-    return f"castling_{group}"
-
 
 class PostgresTarget:
     """Implements `kinds.base.Target`."""
 
-    #: how long to wait for an apply session before us to let go of the origin, seconds
-    TAKEOVER_S = 20.0
-
     def __init__(self, group: str, settings: DatabaseSettings) -> None:
         self._group = group
         self._settings = settings
-        self._origin = origin_name(group)
-        self._application = f"castling apply {group}"
+        self._application = application_name(group)
+        self._progress = 0
         self._connection: AsyncConnection[Any] | None = None
         self._writer: Writer | None = None
         self._emptied = EmptiedTables(group)
@@ -95,45 +83,12 @@ class PostgresTarget:
         with self._explained():
             for statement in _SESSION:
                 await connection.execute(statement.encode())
-            await self._take_origin(connection)
+            await connection.execute(progress.CREATE_PROGRESS.encode())
+            await progress.take_origin(connection, self._group)
             self._writer = Writer(connection, Mapping(connection))
             await self._emptied.load(connection)
-            cursor = await connection.execute(
-                "SELECT pg_catalog.pg_replication_origin_progress(%s, false)::text", (self._origin,)
-            )
-            row = await cursor.fetchone()
-        return parse_lsn(row[0]) if row and row[0] else 0
-
-    async def _take_origin(self, connection: AsyncConnection[Any]) -> None:
-        """Make the origin ours. A session of ours that died without the server noticing is ended."""
-        await connection.execute(
-            """
-            SELECT pg_catalog.pg_replication_origin_create(%(name)s)
-             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_origin WHERE roname = %(name)s)
-            """,
-            {"name": self._origin},
-        )
-        deadline = time.monotonic() + self.TAKEOVER_S
-        while True:
-            try:
-                await connection.execute(
-                    "SELECT pg_catalog.pg_replication_origin_session_setup(%s)", (self._origin,)
-                )
-                return
-            except psycopg.errors.ObjectInUse as error:
-                if time.monotonic() > deadline:
-                    raise TargetUnreachable(
-                        f"another session applies group {self._group} and does not let go",
-                        hint=f"look for application_name '{self._application}' in pg_stat_activity",
-                    ) from error
-            await connection.execute(
-                """
-                SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-                 WHERE application_name = %s AND pid <> pg_catalog.pg_backend_pid()
-                """,
-                (self._application,),
-            )
-            await asyncio.sleep(0.1)
+            self._progress = await progress.read(connection, self._group)
+        return self._progress
 
     # --- transactions -------------------------------------------------------------------------
 
@@ -163,14 +118,10 @@ class PostgresTarget:
         with self._explained():
             connection = await self._begin()
             await self._emptied.settle(connection, commit.offset)
-            await connection.execute(
-                # a transaction that wrote nothing would not store progress: give it an identity
-                "SELECT pg_catalog.pg_current_xact_id(), "
-                "pg_catalog.pg_replication_origin_xact_setup(%s::pg_catalog.pg_lsn, %s)",
-                (lsn_text(commit.offset), _EPOCH + timedelta(microseconds=commit.committed_ns // 1000)),
-            )
+            await progress.write(connection, self._group, commit.offset, commit.committed_ns)
             await connection.execute(b"COMMIT")
             self._in_transaction = False
+            self._progress = commit.offset
             self._emptied.committed()
 
     async def rollback(self) -> None:
@@ -193,11 +144,8 @@ class PostgresTarget:
             connection = self._connection
             if connection is None or connection.closed:
                 raise TargetUnreachable("the connection to the target is gone")
-            cursor = await connection.execute(
-                "SELECT pg_catalog.pg_replication_origin_session_progress(true)::text"
-            )
-            row = await cursor.fetchone()
-        return parse_lsn(row[0]) if row and row[0] else 0
+            await progress.flush(connection)
+        return self._progress
 
     async def close(self) -> None:
         if self._connection is not None:
@@ -228,7 +176,7 @@ class PostgresTarget:
     def report(self) -> dict[str, Any]:
         return {
             "connected": self._connection is not None and not self._connection.closed,
-            "origin": self._origin,
+            "origin": origin_name(self._group),
             "sets": None if self._writer is None else self._writer.sets,
             "replays": None if self._writer is None else self._writer.replays,
         }
