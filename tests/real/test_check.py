@@ -12,6 +12,7 @@ from tests.real.pg_cast import Pair, database_pair, until
 
 from castling.config import DatabaseSettings, SeedSettings
 from castling.kinds.base import Finding, Severity
+from castling.kinds.postgres.check import SourceFacts, TargetFacts, judge_source, judge_target
 from castling.kinds.postgres.kind import KIND
 from castling.testing.servers import EmbeddedServer
 
@@ -63,6 +64,12 @@ async def test_a_clean_database_is_refused_nothing(pair: Pair) -> None:
             "public.t",
             "sets-identity-full",
             Severity.CHANGE,
+        ),
+        (
+            "CREATE TYPE c AS (a int); CREATE TABLE t (id int PRIMARY KEY, v c)",
+            "group",
+            "text-transfer",
+            Severity.WARNING,
         ),
         ("CREATE SEQUENCE s", "sequences", "sequences-not-carried", Severity.WARNING),
         ("CREATE MATERIALIZED VIEW m AS SELECT 1 AS x", "public.m", "materialized-view", Severity.WARNING),
@@ -153,12 +160,46 @@ async def test_a_target_that_fits_is_not(pair: Pair) -> None:
 # --- servers and users ------------------------------------------------------------------------
 
 
-async def test_a_server_without_logical_log_is_refused(tmp_path: Path, west: EmbeddedServer) -> None:
-    plain = EmbeddedServer(name="plain", settings={"wal_level": "replica", "max_wal_senders": "1"})
-    with plain, database_pair(plain, west, tmp_path) as pair:
+async def test_a_server_that_can_not_be_a_source_is_refused(tmp_path: Path, west: EmbeddedServer) -> None:
+    settings = {
+        "wal_level": "replica",
+        "max_wal_senders": "1",
+        "max_replication_slots": "0",
+        "max_prepared_transactions": "2",
+    }
+    with (
+        EmbeddedServer(name="plain", settings=settings) as plain,
+        database_pair(plain, west, tmp_path) as pair,
+    ):
         pair.source(_CLEAN)
-        refused = _refused(await _check(pair))
-    assert refused == {("source", "wal-level"), ("source", "no-sender-free")}
+        pair.source("BEGIN; INSERT INTO good VALUES (2, 'y'); PREPARE TRANSACTION 'both'")
+        found = await _check(pair)
+        pair.source("ROLLBACK PREPARED 'both'")
+        limits = {("source", "wal-level"), ("source", "no-sender-free"), ("source", "no-slot-free")}
+        assert _refused(found) == limits
+        assert found["source", "prepared-transactions"].severity is Severity.WARNING
+        plain.stop()
+        (plain.data / "standby.signal").touch()
+        plain.start_again()
+        assert _refused(await _check(pair)) == limits | {("source", "source-is-standby")}
+        (plain.data / "standby.signal").unlink()
+        plain.restart()
+
+
+async def test_servers_of_old_are_refused(pair: Pair) -> None:
+    """The one finding that no server here can provoke: the facts are made up."""
+    settings = pair.stream(seed=_CREATE).settings
+    ends = {
+        version: (
+            judge_source(SourceFacts(version=version), "bank", settings),
+            judge_target([], TargetFacts(version=version), settings, seeded=False),
+        )
+        for version in (139999, 140000)
+    }
+    for found in ends[139999]:
+        assert "server-too-old" in {finding.code for finding in found}
+    for found in ends[140000]:
+        assert "server-too-old" not in {finding.code for finding in found}
 
 
 async def test_users_without_the_rights_are_refused(pair: Pair) -> None:
@@ -209,6 +250,11 @@ async def test_somebody_elses_standbys_are_not_overwritten(tmp_path: Path, west:
         found = await _check(pair, delivery="sync", on_sync_loss="wait")
         assert ("source", "foreign-standby-names") in _refused(found)
         assert ("source", "foreign-standby-names") not in _refused(await _check(pair))
+        server.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        server.execute("SELECT pg_reload_conf()")
+        await until(lambda: server.execute("SHOW synchronous_standby_names") == [("",)])
+        found = await _check(pair, delivery="sync", on_sync_loss="wait")
+        assert found["source", "sets-standby-names"].severity is Severity.CHANGE
 
 
 async def test_looking_changes_nothing(pair: Pair) -> None:

@@ -168,7 +168,8 @@ def _judge_beside_tables(facts: SourceFacts, settings: GroupSettings) -> list[Fi
             _warning(
                 "source",
                 "prepared-transactions",
-                f"{facts.prepared} prepared transactions are open; each is carried when it is committed",
+                f"{facts.prepared} prepared transactions are open; a first copy begins when they have ended",
+                "COMMIT PREPARED or ROLLBACK PREPARED each",
             )
         )
     found.append(
