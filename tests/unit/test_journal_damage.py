@@ -247,6 +247,23 @@ async def test_swapped_repeated_and_missing_records_are_noticed(order: tuple[int
     assert len(_what_comes_back(right)) == 3
 
 
+async def test_repeated_records_in_a_closed_segment_are_noticed_by_recovery() -> None:
+    files = (await _hardened(8)).files(_DIR)
+    first = min(path for path in files if path.endswith(".seg"))
+    files = {path: raw for path, raw in files.items() if not path.endswith(".idx")}
+    twice = _rearranged(files, first, [record(2, size=16), record(2, size=16)])
+    with pytest.raises(JournalCorrupt):
+        open_journal(MemoryHost.of(_DIR, twice), _DIR, segment_bytes=_SEGMENT)
+    assert len(_what_comes_back(files)) == 8
+
+
+async def test_a_segment_under_another_name_is_noticed() -> None:
+    files = (await _hardened(1)).files(_DIR)
+    path = next(path for path in files if path.endswith(".seg"))
+    with pytest.raises(JournalCorrupt, match="says that it begins at 1"):
+        open_journal(MemoryHost.of(_DIR, {path.replace("1.seg", "7.seg"): files[path]}), _DIR)
+
+
 @pytest.mark.parametrize("indexed", [True, False])
 async def test_segments_in_each_others_place_are_noticed(indexed: bool) -> None:
     files = (await _hardened(8)).files(_DIR)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from journal_host import MemoryHost, Operation
 
 from castling.config import RetentionSettings
 from castling.errors import JournalCorrupt, JournalError, JournalFull, StaleEpoch
+from castling.host import File
 from castling.journal.journal import Journal
+from castling.journal.reader import JournalReader
 from castling.journal.record import Position, Tail
 
 _DIR = "/journal"
@@ -349,6 +352,45 @@ async def test_a_reset_forgets_the_records_and_keeps_the_epoch() -> None:
     again = open_journal(host.after_power_loss(), _DIR, segment_bytes=_SEGMENT)
     assert (again.epoch, again.tail, again.journal_id) == (4, Tail(), journal.journal_id)
     assert [name for name in host.disk.listdir(_DIR) if name.endswith(".seg")] == [f"{1:020d}.seg"]
+
+
+class _SlowHost(MemoryHost):
+    """Its syncs off the loop end when they are let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = asyncio.Event()
+        self.let = asyncio.Event()
+
+    async def sync(self, files: Sequence[File]) -> None:
+        self.begun.set()
+        await self.let.wait()
+        await super().sync(files)
+
+
+async def test_a_sync_of_the_old_journal_hardens_nothing_of_the_new() -> None:
+    host = _SlowHost()
+    journal = open_journal(host, _DIR)
+    journal.append(run(1, 9))
+    hardening = asyncio.create_task(journal.harden())
+    await host.begun.wait()
+    journal.reset()
+    journal.append(run(1, 3))
+    host.let.set()
+    assert await hardening == Tail()
+    assert JournalReader(host, _DIR).hardened() is None
+    assert (await journal.harden()).position.seq == 3
+
+
+async def test_records_that_come_during_a_sync_are_not_hardened_by_it() -> None:
+    host = _SlowHost()
+    journal = open_journal(host, _DIR)
+    journal.append(run(1, 3))
+    hardening = asyncio.create_task(journal.harden())
+    await host.begun.wait()
+    journal.append(run(4, 6))
+    host.let.set()
+    assert (await hardening).position.seq == 3 == journal.hardened.position.seq
 
 
 async def test_a_reset_without_room_changes_nothing() -> None:

@@ -63,6 +63,16 @@ async def test_only_what_is_hardened_is_seen() -> None:
     assert reader.keyframe_at_or_before(10**6) == Position(1, 21)
 
 
+async def test_a_keyframe_in_a_closed_segment_is_not_seen_before_it_is_hardened() -> None:
+    host = MemoryHost()
+    journal = await _journal(3, host)
+    journal.append(run(4, 40))
+    assert len(places(host, _DIR)) > 3, "the keyframes at 11 and 21 are in closed segments"
+    assert JournalReader(host, _DIR).keyframe_at_or_before(10**6) == Position(1, 1)
+    await journal.harden()
+    assert JournalReader(host, _DIR).keyframe_at_or_before(10**6) == Position(1, 31)
+
+
 async def test_a_reader_goes_through_segments_as_they_are_made() -> None:
     host = MemoryHost()
     journal = await _journal(3, host)
@@ -135,6 +145,19 @@ async def test_a_journal_begun_anew_is_noticed_in_any_state() -> None:
         with pytest.raises(JournalGap):
             reader.hardened()
     assert len(read_all(host, _DIR, Position(1, 1))) == 60, "a new reader follows the new journal"
+
+
+async def test_a_journal_begun_anew_between_two_looks_is_noticed() -> None:
+    """The mark is still that of the old journal, the segment already that of the new one."""
+    host = MemoryHost()
+    journal = await _journal(5, host)
+    old_mark = host.files(_DIR)[f"{_DIR}/hardened.mark"]
+    journal.reset()
+    journal.append(run(1, 5, size=20))
+    await journal.harden()
+    reader = JournalReader(MemoryHost.of(_DIR, {**host.files(_DIR), f"{_DIR}/hardened.mark": old_mark}), _DIR)
+    with pytest.raises(JournalGap, match="begun anew"):
+        reader.seek(Position(1, 1))
 
 
 async def test_positions_released_before_they_were_read_are_noticed() -> None:
