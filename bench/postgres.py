@@ -148,7 +148,9 @@ class Native:
         self._until("SELECT count(*) = 0 FROM pg_stat_subscription WHERE pid IS NOT NULL")
 
 
-def table(rows: list[dict[str, object]], counts: dict[str, int], version: str) -> str:
+def table(
+    rows: list[dict[str, object]], counts: dict[str, int], version: str, starting: dict[str, float]
+) -> str:
     castling = [float(str(row["castling_s"])) for row in rows]
     native = [float(str(row["native_s"])) for row in rows]
     ratios = [n / c for n, c in zip(native, castling, strict=True)]
@@ -156,13 +158,14 @@ def table(rows: list[dict[str, object]], counts: dict[str, int], version: str) -
         f"{version}; {counts['transactions']} transactions, {counts['row_changes']} row changes a round; "
         f"{os.cpu_count()} cores, everything on one machine",
         "",
-        "| system | median s | least – most | row changes/s |",
-        "| --- | ---: | ---: | ---: |",
+        "| system | median s | least – most | row changes/s | to start, with nothing to do, s |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, times in (("castling", castling), ("native", native)):
         rate = counts["row_changes"] / statistics.median(times)
         lines.append(
             f"| {name} | {statistics.median(times):.2f} | {min(times):.2f} – {max(times):.2f} | {rate:,.0f} |"
+            f" {starting[name]:.2f} |"
         )
     lines += [
         "",
@@ -190,14 +193,21 @@ def main() -> int:
         try:
             cluster.start_group()
             cluster.stop_group()
-            for number in range(1, chosen.rounds + 1):
-                counts = backlog(source.dsn(DATABASE), number, chosen.scale)
+            starting: dict[str, float] = {}
+            for number in range(chosen.rounds + 1):
                 contest = {
                     "native": lambda n=number: timed(native.start, native.dsn, n),
                     "castling": lambda n=number: timed(
                         cluster.start_group_now, cluster.servers["west"].dsn(DATABASE), n
                     ),
                 }
+                if number == 0:  # what it costs to start at all
+                    source.execute("INSERT INTO sentinel (round) VALUES (0)", DATABASE)
+                    for name, run in contest.items():
+                        starting[name] = run()
+                        (native.stop if name == "native" else cluster.stop_group)()
+                    continue
+                counts = backlog(source.dsn(DATABASE), number, chosen.scale)
                 order = list(contest) if number % 2 else list(reversed(list(contest)))
                 row: dict[str, object] = {"round": number, "first": order[0]}
                 for name in order:
@@ -215,12 +225,14 @@ def main() -> int:
             version = str(source.execute("SHOW server_version")[0][0])
         finally:
             native.server.remove()
-    print(table(rows, counts, f"PostgreSQL {version}"))
+    print(table(rows, counts, f"PostgreSQL {version}", starting))
     if chosen.json:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         ).stdout
-        chosen.json.write_text(json.dumps({"commit": commit.strip(), "rounds": rows, **counts}, indent=1))
+        chosen.json.write_text(
+            json.dumps({"commit": commit.strip(), "rounds": rows, "starting": starting, **counts}, indent=1)
+        )
     return 0
 
 
