@@ -85,9 +85,10 @@ class TableColumn:
     @property
     def is_portable(self) -> bool:
         """The binary form means the same on every server: that of built-in types and plain enums does,
-        but for those that name an object of the server by its identifier."""
+        but for those that name an object of the server by its identifier; and no server reads the
+        binary form of an empty tsquery."""
         if self.type_oid < _FIRST_USER_OID:
-            return not self.type.startswith("reg")
+            return not self.type.startswith(("reg", "tsquery"))
         return self.type_kind == "e"
 
 

@@ -28,10 +28,12 @@ __all__ = ["Keepalive", "ReplicationConnection", "WalData"]
 _WAL = struct.Struct(">cQQq")
 _KEEPALIVE = struct.Struct(">cQqB")
 _STATUS = struct.Struct(">cQQQqB")
-#: values that travel as text have one form, and nothing but us ends an idle or long connection
+#: values that travel as text have one form, in which names of the server's objects come with their
+#: schema, and nothing but us ends an idle or long connection
 _OPTIONS = " ".join(
     f"-c {setting}"
     for setting in (
+        "search_path=pg_catalog",
         "DateStyle=ISO",
         "IntervalStyle=postgres",
         "TimeZone=UTC",
