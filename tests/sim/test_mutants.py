@@ -13,7 +13,7 @@ import pytest
 
 from castling.apply.schedule import Batcher
 from castling.host import File
-from castling.journal import segment
+from castling.journal import recovery, segment
 from castling.journal.journal import Journal
 from castling.journal.marks import Mark
 from castling.journal.record import Record, Tail
@@ -80,7 +80,7 @@ def names_not_synced(patch: Patch) -> None:
 
 
 def unsynced_records_trusted_after_a_failed_sync(patch: Patch) -> None:
-    patch.setattr(Journal, "_write_again", lambda *_: None)
+    patch.setattr(recovery, "write_again", lambda *_: None)
 
 
 def retried_after_a_failed_sync(patch: Patch) -> None:

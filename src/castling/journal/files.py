@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 
 from castling.errors import JournalCorrupt
@@ -27,6 +28,8 @@ __all__ = [
     "index_path",
     "read_index",
     "read_segment_header",
+    "remove_segment",
+    "reserve",
     "scan",
     "segment_path",
     "write_index",
@@ -173,3 +176,23 @@ def write_index(host: Host, directory: str, first_seq: int, entries: list[Entry]
         file.write_at(0, raw)
     finally:
         file.close()
+
+
+def remove_segment(host: Host, directory: str, first_seq: int) -> None:
+    """The index first: one without its segment would only lie about."""
+    if host.disk.exists(index_path(directory, first_seq)):
+        host.disk.remove(index_path(directory, first_seq))
+    host.disk.remove(segment_path(directory, first_seq))
+
+
+def reserve(file: File, used: int, size: int) -> int:
+    """Room up to `size`, if the disk has it: how far the file now reaches, bytes."""
+    size = max(size, used)
+    try:
+        file.allocate(size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        file.truncate(used)  # it grows as it is written
+        return used
+    return size

@@ -14,27 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 from dataclasses import dataclass
 
 from castling.config import RetentionSettings
-from castling.errors import JournalCorrupt, JournalError, JournalFull, JournalGap, StaleEpoch, StateError
+from castling.errors import JournalCorrupt, JournalError, JournalFull, JournalGap, StaleEpoch
 from castling.host import File, Host
 from castling.journal import retention as keeping
-from castling.journal.files import (
-    Scan,
-    check_dense,
-    first_seqs,
-    index_path,
-    read_index,
-    read_segment_header,
-    scan,
-    segment_path,
-    write_index,
-)
+from castling.journal.files import first_seqs, remove_segment, reserve, segment_path, write_index
 from castling.journal.index import Entry, entry_of
 from castling.journal.marks import Mark, Marks
 from castling.journal.record import Position, RecordType, Tail
+from castling.journal.recovery import recover
 from castling.journal.segment import (
     HEADER,
     Damage,
@@ -46,9 +36,6 @@ from castling.journal.segment import (
 )
 
 __all__ = ["Journal"]
-
-#: bytes written at once when recovery writes records again
-_AGAIN = 4 << 20
 
 
 @dataclass(slots=True)
@@ -113,113 +100,25 @@ class Journal:
             journal._publish()  # the mark's file is made while there is room
         return journal
 
-    # --- recovery -----------------------------------------------------------------------------
-
     def _recover(self) -> None:
-        self._finish_reset(first_seqs(self._host, self._directory))
-        seqs = first_seqs(self._host, self._directory)
-        for first_seq in seqs[:-1]:
-            self._closed[first_seq] = read_index(self._host, self._directory, first_seq)
-        for before, first_seq in itertools.pairwise(seqs):
-            last = self._closed[before][-1].seq if self._closed[before] else before - 1
-            if last + 1 != first_seq:
-                raise JournalGap(
-                    f"positions {last + 1} to {first_seq - 1} are missing from {self._directory}",
-                    hint="restore the missing segment or seed the stream again",
-                )
-        self._recover_last(seqs[-1], self._closed[seqs[-2]] if len(seqs) > 1 else [])
-        self._publish()
-
-    def _finish_reset(self, seqs: list[int]) -> None:
-        """A journal begun anew has one segment, of a new id: what stands behind it is of the old one."""
-        if len(seqs) == 1 or seqs[0] != 1:
-            return
-        new, old = self._header_of(seqs[0]), self._header_of(seqs[-1])
-        if new.journal_id == old.journal_id or new.group != old.group or new.epoch < old.epoch:
-            return
-        for first_seq in seqs[1:]:
-            self._remove(first_seq)
-        self._host.disk.sync_dir(self._directory)
-
-    def _header_of(self, first_seq: int) -> SegmentHeader:
-        path = segment_path(self._directory, first_seq)
-        file = self._host.disk.open(path)
         try:
-            return read_segment_header(file, path)[0]
-        finally:
-            file.close()
-
-    def _recover_last(self, first_seq: int, before: list[Entry]) -> None:
-        path = segment_path(self._directory, first_seq)
-        with contextlib.ExitStack() as on_refusal:
-            file = self._host.disk.open(path)
-            on_refusal.callback(file.close)
-            header, start = read_segment_header(file, path)
-            if header.group != self._group:
-                raise StateError(
-                    f"{self._directory} holds the journal of group {header.group!r}, not of {self._group!r}"
-                )
-            found = scan(file, start)
-            check_dense(path, first_seq, found.entries)
-            last = found.entries[-1] if found.entries else before[-1] if before else None
-            if last is None and first_seq > 1:
-                raise JournalGap(f"{self._directory} begins at {first_seq} and what was before is not known")
-            self._check_whole(path, found, 0 if last is None else last.seq, header)
-            try:
-                self._cut(file, found)
-                self._write_again(file, found, header)
-                reserved = self._reserve(file, found.end)
-                file.sync()
-                # a writer that died while it began this segment may not have made its name durable
-                self._host.disk.sync_dir(self._directory)
-            except OSError as error:
-                raise self._explain(error) from error
-            on_refusal.pop_all()
-        self.journal_id = header.journal_id
-        self.epoch = header.epoch
+            found = recover(
+                self._host,
+                self._directory,
+                group=self._group,
+                segment_bytes=self._segment_bytes,
+                mark=self._marks.read("hardened"),
+            )
+        except OSError as error:
+            raise self._explain(error) from error
+        header = found.header
+        self.journal_id, self.epoch = header.journal_id, header.epoch
         self.epoch_history = tuple(header.history)
-        self._current = _Segment(file, header, found.end, reserved, found.entries)
-        session = found.session if found.session is not None else header.session
-        if last is not None:
-            self.tail = Tail(last.position, last.offset, last.t_ns, session)
-        self.hardened = self.tail
-
-    def _check_whole(self, path: str, found: Scan, last_seq: int, header: SegmentHeader) -> None:
-        """What ends at or before a position that was once hardened has not been torn: it is rot."""
-        mark = self._marks.read("hardened")
-        if mark is None or mark.journal_id != header.journal_id or mark.position.seq <= last_seq:
-            return
-        reason = found.damage or f"nothing from byte {found.end} on"
-        raise JournalCorrupt(
-            f"{path}: {reason}, position {last_seq + 1}, but up to {mark.position} was acknowledged",
-            hint="keep the folder for examination and seed the stream again",
-            file=path,
-            offset=found.end,
-        )
-
-    def _cut(self, file: File, found: Scan) -> None:
-        """Cut all behind the last good record, also behind a clean end.
-
-        Of a run that was never synced the beginning may be lost and the end be there: it would come to
-        life when another record is written before it.
-        """
-        if found.damage is not None:
-            self.cut_bytes = file.size() - found.end
-        file.truncate(found.end)
-
-    def _write_again(self, file: File, found: Scan, header: SegmentHeader) -> None:
-        """Write the records of the last segment that no sync is known to have covered.
-
-        After a failed sync the page cache shows what the disk may not have, and counts it as
-        clean: a sync alone would vouch for records that the next crash takes away.
-        """
-        mark = self._marks.read("hardened")
-        sure = mark.position.seq if mark is not None and mark.journal_id == header.journal_id else 0
-        at = next((entry.place for entry in found.entries if entry.seq > sure), found.end)
-        while at < found.end:
-            piece = file.read_at(at, min(found.end - at, _AGAIN))
-            file.write_at(at, piece)
-            at += len(piece)
+        self._closed = found.closed
+        self._current = _Segment(found.file, header, found.end, found.reserved, found.entries)
+        self.tail = self.hardened = found.tail
+        self.cut_bytes = found.cut_bytes
+        self._publish()
 
     # --- beginning ----------------------------------------------------------------------------
 
@@ -249,7 +148,7 @@ class Journal:
             self._retired.append(current.file)  # a harden on its way may still be syncing it
         self._closed.clear()
         for first_seq in old:
-            self._remove(first_seq)
+            remove_segment(self._host, self._directory, first_seq)
         self._host.disk.sync_dir(self._directory)
         self._reserve_current()
         self._publish()
@@ -310,23 +209,11 @@ class Journal:
             raise self._fail(error) from error
         self._current = _Segment(file, header, len(raw), max(room, len(raw)), [])
 
-    def _reserve(self, file: File, used: int) -> int:
-        """Room up to a segment's size, if there is any: how far the file now reaches, bytes."""
-        size = max(self._segment_bytes, used)
-        try:
-            file.allocate(size)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            file.truncate(used)  # it grows as it is written
-            return used
-        return size
-
     def _reserve_current(self) -> None:
         current = self._current
         assert current is not None
         try:
-            current.allocated = self._reserve(current.file, current.end)
+            current.allocated = reserve(current.file, current.end, self._segment_bytes)
         except OSError as error:
             raise self._fail(error) from error
 
@@ -521,17 +408,11 @@ class Journal:
         ]
         removed = keeping.releasable(segments, needed_seq=needed, retention=retention, now_ns=now_ns)
         for first_seq in removed:
-            self._remove(first_seq)
+            remove_segment(self._host, self._directory, first_seq)
             del self._closed[first_seq]
         if removed:
             self._host.disk.sync_dir(self._directory)
         return [segment_path(self._directory, seq) for seq in removed]
-
-    def _remove(self, first_seq: int) -> None:
-        """The index first: one without its segment would be taken for that of the next of this name."""
-        if self._host.disk.exists(index_path(self._directory, first_seq)):
-            self._host.disk.remove(index_path(self._directory, first_seq))
-        self._host.disk.remove(segment_path(self._directory, first_seq))
 
     def _size_of(self, first_seq: int) -> int:
         entries = self._closed[first_seq]
