@@ -12,7 +12,7 @@ from tests.real.pg_cast import Pair, database_pair, until
 
 from castling.config import DatabaseSettings, SeedSettings
 from castling.kinds.base import Finding, Severity
-from castling.kinds.postgres.check import SourceFacts, TargetFacts, judge_source, judge_target
+from castling.kinds.postgres.judge import SourceFacts, TargetFacts, judge_source, judge_target
 from castling.kinds.postgres.kind import KIND
 from castling.testing.servers import EmbeddedServer
 

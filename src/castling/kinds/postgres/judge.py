@@ -1,0 +1,317 @@
+"""What can't be replicated and why, what will be changed, what costs: facts in, findings out. Pure.
+
+What would be lost in silence is refused by name, with the way out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from castling.config import GroupSettings
+from castling.kinds.base import Finding, Severity
+from castling.kinds.postgres.catalog import Table
+from castling.kinds.postgres.publication import published
+from castling.kinds.postgres.sync import standby_names
+
+__all__ = [
+    "SourceFacts",
+    "TargetFacts",
+    "judge_source",
+    "judge_table",
+    "judge_target",
+    "refused",
+    "warning",
+]
+
+OLDEST = 140000
+
+
+@dataclass(slots=True)
+class SourceFacts:
+    """What was asked of the source. Settings as PostgreSQL writes them."""
+
+    version: int = 0
+    settings: dict[str, str] = field(default_factory=dict)
+    senders_free: int = 0
+    slots_free: int = 0
+    may_replicate: bool = False
+    may_set_names: bool = False
+    in_recovery: bool = False
+    has_slot: bool = False
+    tables: list[Table] = field(default_factory=list)
+    sequences: list[str] = field(default_factory=list)
+    large_objects: bool = False
+    foreign_keys: list[tuple[str, str, str]] = field(default_factory=list)
+    prepared: int = 0
+
+
+@dataclass(slots=True)
+class TargetFacts:
+    version: int = 0
+    may_replicate: bool = False
+    tables: dict[str, Table] = field(default_factory=dict)
+    filled: set[str] = field(default_factory=set)
+    ours: set[str] = field(default_factory=set)
+
+
+def refused(object_: str, code: str, message: str, hint: str = "") -> Finding:
+    return Finding(Severity.REFUSED, object_, code, message, hint)
+
+
+def warning(object_: str, code: str, message: str, hint: str = "") -> Finding:
+    return Finding(Severity.WARNING, object_, code, message, hint)
+
+
+def judge_source(facts: SourceFacts, group: str, settings: GroupSettings) -> list[Finding]:
+    """The server as a whole."""
+    found: list[Finding] = []
+    add = found.append
+    if facts.version < OLDEST:
+        add(refused("source", "server-too-old", "PostgreSQL 14 is the oldest"))
+    if facts.in_recovery:
+        add(refused("source", "source-is-standby", "the source is a standby", "name the primary server"))
+    if facts.settings.get("wal_level") != "logical":
+        add(
+            refused(
+                "source",
+                "wal-level",
+                f"wal_level is {facts.settings.get('wal_level')}, it must be logical",
+                "ALTER SYSTEM SET wal_level = logical; then restart the server",
+            )
+        )
+    if not facts.may_replicate:
+        add(
+            refused(
+                "source",
+                "no-replication-privilege",
+                "the user may not replicate",
+                "ALTER ROLE … REPLICATION (and let it create publications on the database)",
+            )
+        )
+    if not facts.has_slot and facts.slots_free < 1:
+        add(refused("source", "no-slot-free", "no replication slot is free", "raise max_replication_slots"))
+    if facts.senders_free < 2 and not facts.has_slot:
+        add(
+            refused(
+                "source", "no-sender-free", "fewer than two WAL senders are free", "raise max_wal_senders"
+            )
+        )
+    found += _judge_delivery(facts, group, settings)
+    found += _judge_beside_tables(facts, settings)
+    return found
+
+
+def _judge_delivery(facts: SourceFacts, group: str, settings: GroupSettings) -> list[Finding]:
+    if settings.delivery != "sync":
+        return []
+    names = facts.settings.get("synchronous_standby_names", "")
+    ours = standby_names(group, settings.backups)
+    if names not in ("", ours):
+        return [
+            refused(
+                "source",
+                "foreign-standby-names",
+                f"synchronous_standby_names is {names!r}, which is not Castling's",
+                "remove it, or deliver asynchronously",
+            )
+        ]
+    if not facts.may_set_names:
+        return [
+            refused("source", "no-alter-system", "the user may not ALTER SYSTEM, which sync delivery needs")
+        ]
+    return [
+        Finding(
+            Severity.CHANGE,
+            "source",
+            "sets-standby-names",
+            f"once caught up, synchronous_standby_names is set to {ours}; commits then wait for the backup",
+        )
+    ]
+
+
+def _judge_beside_tables(facts: SourceFacts, settings: GroupSettings) -> list[Finding]:
+    found = []
+    if facts.sequences:
+        shown = ", ".join(facts.sequences[:5]) + (" …" if len(facts.sequences) > 5 else "")
+        found.append(
+            warning(
+                "sequences",
+                "sequences-not-carried",
+                f"the positions of {len(facts.sequences)} sequences are not carried: {shown}",
+                "before the target is used, set each beyond the source's value",
+            )
+        )
+    if facts.large_objects:
+        found.append(
+            refused(
+                "large objects",
+                "large-objects",
+                "the database holds large objects, which logical decoding does not show",
+                "move them to bytea columns; they would be missing from the replica",
+            )
+        )
+    if facts.prepared:
+        found.append(
+            warning(
+                "source",
+                "prepared-transactions",
+                f"{facts.prepared} prepared transactions are open; a first copy begins when they have ended",
+                "COMMIT PREPARED or ROLLBACK PREPARED each",
+            )
+        )
+    found.append(
+        warning(
+            "schema",
+            "ddl-not-carried",
+            "changes of the schema are not carried; a change that no longer fits stops the apply by name",
+            "make the same change on the target first (adding) or last (removing)",
+        )
+    )
+    chosen = {str(table) for table in published(facts.tables, settings)}
+    for name, child, parent in facts.foreign_keys:
+        if settings.seed.schema == "create" and child in chosen and parent not in chosen:
+            found.append(
+                refused(
+                    child,
+                    "foreign-key-leads-out",
+                    f"its foreign key {name} refers to {parent}, which is not in the group",
+                    f"include {parent}, or exclude {child}",
+                )
+            )
+    return found
+
+
+def judge_table(table: Table, settings: GroupSettings) -> list[Finding]:
+    """One table of the source that the patterns choose."""
+    name = str(table)
+    exclude = f'exclude it: exclude = ["{name}"]'
+    if table.kind == "f":
+        return [refused(name, "foreign-table", "is a foreign table; its rows are elsewhere", exclude)]
+    if table.kind == "m":
+        return [
+            warning(name, "materialized-view", "is a materialized view; refresh it on the target", exclude)
+        ]
+    if table.is_partition:
+        return []
+    if table.persistence == "u":
+        return [
+            refused(
+                name, "unlogged", "is unlogged: its rows are not in the log and would be missing", exclude
+            )
+        ]
+    found: list[Finding] = []
+    if not table.readable:
+        found.append(refused(name, "not-readable", "the user may not read it", "GRANT SELECT, or exclude it"))
+    if not table.columns:
+        found.append(refused(name, "no-columns", "has no columns", exclude))
+    if not table.has_identity:
+        found.append(_judge_identity(table))
+    if table.identity == "f" or not table.has_identity:
+        found.append(
+            warning(
+                name,
+                "whole-row-identity",
+                "has no key: each update or delete searches the target's whole table",
+                "a primary key makes it fast",
+            )
+        )
+    if table.has_children:
+        found.append(
+            warning(name, "inheritance", "other tables inherit from it; each is replicated on its own")
+        )
+    if table.row_security:
+        found.append(
+            warning(
+                name, "row-security", "has row security; the user must be allowed to bypass it (BYPASSRLS)"
+            )
+        )
+    return found
+
+
+def _judge_identity(table: Table) -> Finding:
+    why = {
+        "n": "has REPLICA IDENTITY NOTHING",
+        "i": "names an index that can't serve as its replica identity",
+        "d": "has a deferrable primary key" if table.primary_key else "has no primary key",
+    }[table.identity]
+    return Finding(
+        Severity.CHANGE,
+        str(table),
+        "sets-identity-full",
+        f"{why}: it gets REPLICA IDENTITY FULL before it is published; its log entries grow by the old row",
+        "give it a primary key, or exclude it, if that is not wanted",
+    )
+
+
+def judge_target(
+    source: list[Table], target: TargetFacts, settings: GroupSettings, *, seeded: bool
+) -> list[Finding]:
+    """The target against the tables that will be published."""
+    found: list[Finding] = []
+    if target.version < OLDEST:
+        found.append(refused("target", "server-too-old", "PostgreSQL 14 is the oldest"))
+    if not target.may_replicate:
+        found.append(
+            refused(
+                "target",
+                "no-superuser",
+                "the user may not set session_replication_role and replication origins",
+                "use a superuser on the target",
+            )
+        )
+    create = settings.seed.schema == "create" and not seeded
+    for table in source:
+        name = str(table)
+        there = target.tables.get(name)
+        if there is None:
+            if not create:
+                found.append(
+                    refused(
+                        name,
+                        "not-on-target",
+                        "is not on the target",
+                        'create it there, or set seed.schema = "create" for an empty target',
+                    )
+                )
+        elif name in target.ours:
+            found += _judge_columns(table, there)
+        elif create:
+            found.append(refused(name, "already-on-target", "is on the target already", "drop it there"))
+        elif name in target.filled:
+            found.append(
+                refused(name, "target-not-empty", "already has rows on the target", "empty it; rows are kept")
+            )
+        else:
+            found += _judge_columns(table, there)
+    return found
+
+
+def _judge_columns(source: Table, target: Table) -> list[Finding]:
+    name = str(source)
+    there = {column.name: column for column in target.columns}
+    found = []
+    for column in source.copied_columns:
+        other = there.get(column.name)
+        if other is None:
+            found.append(
+                refused(name, "column-missing", f"column {column.name} is not on the target", "add it there")
+            )
+        elif other.generated:
+            found.append(
+                refused(name, "column-generated", f"column {column.name} is generated on the target only")
+            )
+        elif other.type != column.type:
+            found.append(
+                refused(
+                    name,
+                    "column-type",
+                    f"column {column.name} is {column.type} on the source and {other.type} on the target",
+                    "give it the same type",
+                )
+            )
+    for column in target.columns:
+        if column.name not in {mine.name for mine in source.columns} and column.not_null:
+            found.append(
+                warning(name, "column-extra", f"the target's column {column.name} is filled by its default")
+            )
+    return found
