@@ -237,7 +237,7 @@ class JournalError(CastlingError):
 
 
 class JournalCorrupt(JournalError):
-    """A journal record is damaged and intact records follow it: this is rot, not a torn tail."""
+    """What was hardened in a journal is damaged or gone: this is rot, not a torn tail."""
 
     code = "journal-corrupt"
     exit_code = 41

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from tests.real.fault_cast import bank_cluster, proven_equal, state
 
+from castling.cli.results import undocumented
 from castling.groups.role import Role, save_role
 from castling.host import RealHost
 from castling.journal.journal import Journal
@@ -160,6 +161,9 @@ def test_rot_in_the_journal_is_refused_not_applied() -> None:
 def test_an_epoch_that_is_over_is_refused() -> None:
     with bank_cluster() as (cluster, bank):
         cluster.wait_until_applied()
+        (found,) = cluster.cli("west", "journal", "inspect", "bank", "--records")["data"]
+        assert found["epoch"] == 1 and found["damage"] == [] and found["records"]
+        assert undocumented("journal inspect", [found]) == []
         cluster.stop_group()
         journal = Journal.open(RealHost(), str(_journal(cluster)), group="bank", segment_bytes=64 << 20)
         journal.raise_epoch(2)
