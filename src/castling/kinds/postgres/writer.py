@@ -128,7 +128,8 @@ class Writer:
     def __init__(self, connection: AsyncConnection[tuple[object, ...]], mapping: Mapping) -> None:
         self._connection = connection
         self._mapping = mapping
-        self._stages: dict[tuple[str, Shape], str] = {}
+        #: by all that the target's table is: of one whose type has changed, a stage would round values
+        self._stages: dict[tuple[TargetTable, Shape], str] = {}
         #: steps written as sets, and steps whose set form was not exact and which were replayed
         self.sets = 0
         self.replays = 0
@@ -163,7 +164,7 @@ class Writer:
         return [Row([row.fields[i] if i in keys else None for i in range(count)], row.text) for row in rows]
 
     async def _stage(self, table: TargetTable, shape: Shape) -> str:
-        key = (str(table), shape)
+        key = (table, shape)
         name = self._stages.get(key)
         if name is None:
             name = f"castling_stage_{len(self._stages) + 1}"
