@@ -180,7 +180,8 @@ def chosen(one: Table, include: list[str], exclude: list[str] | None = None) -> 
         ("public.orders_old", ["public.*"], ["*.*_old"], False),
         ("public.orders", ["public.*"], ["*.*_old"], True),
         ("public.orders", [], [], False),
-        ("public.a.b", ["public.a.b"], [], True),  # a name may hold a dot
+        ("public.a.b", ['public."a.b"'], [], True),  # a name that holds a dot is quoted
+        ("public.a.b", ["public.a.b"], [], False),
     ],
 )
 def test_patterns(name: str, include: list[str], exclude: list[str], expected: bool) -> None:
