@@ -320,6 +320,35 @@ async def test_columns_are_matched_by_name(pair: Pair, rows: int) -> None:
     assert pair.target("SELECT DISTINCT extra, made FROM s") == [(7, 14)]
 
 
+@SIZES
+async def test_the_target_may_be_partitioned_where_the_source_is_not(pair: Pair, rows: int) -> None:
+    """Rows are found in whatever partition they are, with a key and without, and move between partitions."""
+    follower = await _follower(
+        pair,
+        "CREATE TABLE y (id int PRIMARY KEY, n int); CREATE TABLE k (id int, n int); CREATE TABLE e (id int)",
+        on_target=";".join(
+            f"CREATE TABLE {table} PARTITION BY RANGE (id);"
+            f"CREATE TABLE {table[0]}_low PARTITION OF {table[0]} FOR VALUES FROM (MINVALUE) TO (2);"
+            f"CREATE TABLE {table[0]}_high PARTITION OF {table[0]} FOR VALUES FROM (2) TO (MAXVALUE)"
+            for table in ("y (id int PRIMARY KEY, n int)", "k (id int, n int)", "e (id int)")
+        ),
+    )
+    fill = f"SELECT i, 0 FROM generate_series(1, {rows}) i"
+    pair.source(
+        f"INSERT INTO y {fill}; INSERT INTO k {fill}; INSERT INTO k {fill}; INSERT INTO e VALUES (1), (2)"
+    )
+    await follower.follow()
+    pair.source(
+        "UPDATE y SET n = 1; UPDATE y SET id = -id WHERE id > 1; TRUNCATE e; INSERT INTO e VALUES (7)"
+    )
+    pair.source("UPDATE k SET n = 1 WHERE ctid = '(0,1)'; UPDATE k SET id = -id WHERE n = 0")
+    pair.source("DELETE FROM k WHERE ctid = (SELECT max(ctid) FROM k); DELETE FROM y WHERE id = 1")
+    await follower.follow()
+    for table in "yke":
+        question = f"SELECT * FROM {table} ORDER BY 1, {table}::text"
+        assert pair.source(question) == pair.target(question) != []
+
+
 async def test_a_column_that_the_target_lacks_is_named(pair: Pair) -> None:
     follower = await _follower(pair, "CREATE TABLE s (id int PRIMARY KEY, a text)")
     pair.target("ALTER TABLE s DROP a")

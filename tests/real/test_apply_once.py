@@ -85,7 +85,9 @@ async def _until_applied(follower: Follower, chance: random.Random, dying: type[
     while True:
         try:
             await follower.apply(
-                limits=Limits(changes=chance.choice([1, 5, 30])), target=lambda: dying(follower, chance)
+                limits=Limits(changes=chance.choice([1, 5, 30])),
+                piece_bytes=chance.choice([2000, 1 << 20]),
+                target=lambda: dying(follower, chance),
             )
         except TargetUnreachable:
             deaths += 1
