@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.real.apply_cast import Follower
-from tests.real.pg_cast import Pair, database_pair
+from tests.real.pg_cast import Pair, captured, database_pair
 
 from castling.apply.schedule import Limits
 from castling.errors import TargetDiverged, TargetError
@@ -356,6 +356,25 @@ async def test_a_column_that_the_target_lacks_is_named(pair: Pair) -> None:
     with pytest.raises(TargetError) as found:
         await follower.follow()
     assert (found.value.context["table"], found.value.context["column"]) == ("public.s", "a")
+
+
+async def test_an_identifier_of_the_source_is_not_taken_for_one_of_the_target(pair: Pair) -> None:
+    """A regclass column that is added under a stream in binary form: the capture can't change its form."""
+    follower = await _follower(pair, "CREATE TABLE r (id int PRIMARY KEY)")
+    pair.source("INSERT INTO r VALUES (1)")
+    async with captured(follower.stream, follower.journal) as capture:
+        await follower.journal.read_until(capture, pair.end_of_log())
+        for side in (pair.target, pair.source):
+            side("ALTER TABLE r ADD c regclass")
+        pair.source("INSERT INTO r VALUES (2, NULL)")
+        await follower.journal.read_until(capture, pair.end_of_log())
+        await follower.apply()
+        follower.assert_equal()
+        pair.source("UPDATE r SET c = 'r' WHERE id = 2")
+        await follower.journal.read_until(capture, pair.end_of_log())
+    with pytest.raises(TargetError) as found:
+        await follower.apply()
+    assert (found.value.context["table"], found.value.context["column"]) == ("public.r", "c")
 
 
 async def test_a_column_widened_while_apply_runs_keeps_all_digits(pair: Pair) -> None:

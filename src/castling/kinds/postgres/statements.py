@@ -67,6 +67,11 @@ class TargetTable:
         return f"{self.schema}.{self.name}"
 
     @property
+    def identifiers(self) -> int:
+        """The columns (bit i: column i) whose binary form is an identifier of the server it comes from."""
+        return sum(1 << at for at, column in enumerate(self.columns) if column.type.startswith("reg"))
+
+    @property
     def sql(self) -> str:
         return f"{quoted(self.schema)}.{quoted(self.name)}"
 

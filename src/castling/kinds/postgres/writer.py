@@ -17,7 +17,7 @@ from psycopg import AsyncConnection, AsyncCursor, pq
 from psycopg.abc import Buffer
 from psycopg.adapt import AdaptersMap, Dumper
 
-from castling.errors import TargetDiverged
+from castling.errors import TargetDiverged, TargetError
 from castling.kinds.postgres.changes import (
     Delete,
     Insert,
@@ -29,7 +29,7 @@ from castling.kinds.postgres.changes import (
     Update,
 )
 from castling.kinds.postgres.mapping import Mapping
-from castling.kinds.postgres.messages import Fields, Relation, Row
+from castling.kinds.postgres.messages import NULL, Fields, Relation, Row
 from castling.kinds.postgres.statements import (
     COPY_END,
     COPY_START,
@@ -109,6 +109,29 @@ def _parameters(row: Row, indexes: Iterable[int]) -> list[bytes | None]:
     return found
 
 
+def _refuse_identifiers(table: TargetTable, changes: Sequence[Insert | Update | Delete]) -> None:
+    """A regclass in binary form is a number that means another object here, or none. The stream sends such
+    columns as text, but for one that was added while it ran."""
+    wrong = table.identifiers
+    if not wrong:
+        return
+    for change in changes:
+        new = None if isinstance(change, Delete) else change.new
+        old = None if isinstance(change, Insert) else change.old
+        for row in (new, old):
+            if row is None or row.text & wrong == wrong:
+                continue
+            for index, value in enumerate(row.fields):
+                if wrong >> index & 1 and not row.text >> index & 1 and value not in (None, NULL):
+                    raise TargetError(
+                        f"{table}.{table.columns[index].name} names objects of the server, and its values"
+                        " came in a form that only the source can read",
+                        hint="the column was added while the group ran: seed the group anew",
+                        table=str(table),
+                        column=table.columns[index].name,
+                    )
+
+
 def _by_shape(relation: Relation, rows: Iterable[Row]) -> dict[Shape, list[Fields]]:
     whole = tuple(range(len(relation.columns)))
     wholes: dict[int, Shape] = {}
@@ -143,16 +166,16 @@ class Writer:
     async def prepare(self, steps: Sequence[Step]) -> None:
         """Look up every table and make the staging tables, outside of any savepoint."""
         for step in steps:
-            if isinstance(step, NetStep) and len(step.changes) > _FEW:
+            if not isinstance(step, TruncateStep):
                 table = await self._mapping.table(step.relation)
+                _refuse_identifiers(table, step.changes)
+            if isinstance(step, NetStep) and len(step.changes) > _FEW:
                 for rows in (step.deletes, step.updates, [row for row in step.inserts if row.text]):
                     for shape in _by_shape(step.relation, self._keys_only(step, rows)):
                         await self._stage(table, shape)
             elif isinstance(step, TruncateStep):
                 for relation in step.truncate.relations:
                     await self._mapping.table(relation)
-            else:
-                await self._mapping.table(step.relation)
 
     @staticmethod
     def _keys_only(step: NetStep, rows: list[Row]) -> list[Row]:
