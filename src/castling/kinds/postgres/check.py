@@ -8,7 +8,7 @@ from psycopg import AsyncConnection
 
 from castling.errors import TargetUnreachable, ToolMissing
 from castling.kinds.base import Finding, Severity, Stream
-from castling.kinds.postgres.catalog import is_chosen, read_tables, table_name, types_agree
+from castling.kinds.postgres.catalog import Table, is_chosen, read_tables, table_name, types_agree
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.judge import (
     SourceFacts,
@@ -61,11 +61,16 @@ async def check_stream(stream: Stream) -> list[Finding]:
     found += judge_target(tables, target, settings, seeded=bool(target.ours))
     listed = {finding.object for finding in found}
     found += [
-        Finding(Severity.OK, str(table), "replicated", f"about {table.rows} rows, {table.bytes >> 10} KiB")
+        Finding(Severity.OK, str(table), "replicated", f"{_rows(table)}, {table.bytes >> 10} KiB")
         for table in tables
         if str(table) not in listed
     ]
     return found
+
+
+def _rows(table: Table) -> str:
+    """The server's own estimate; before the first ANALYZE it has none."""
+    return f"about {table.rows} rows" if table.rows else "rows not counted yet (ANALYZE counts them)"
 
 
 def _check_tools(version: int, stream: Stream) -> list[Finding]:

@@ -97,5 +97,15 @@ async def connect(
         )
     except psycopg.OperationalError as failure:
         raise error(
-            f"{settings.host}:{settings.port}/{settings.dbname}: {scrubbed(str(failure), settings)}"
+            f"{settings.host}:{settings.port}/{settings.dbname}: {scrubbed(str(failure), settings)}",
+            hint=f"connected as user {settings.user} with {_secret_place(settings)}, from the node that asks",
         ) from None
+
+
+def _secret_place(settings: DatabaseSettings) -> str:
+    """Where the password comes from, for people."""
+    if settings.password_file is not None:
+        return f"the password in {settings.password_file}"
+    if settings.password_env is not None:
+        return f"the password in the environment variable {settings.password_env}"
+    return "no password" if settings.passfile is None else f"the password in {settings.passfile}"
