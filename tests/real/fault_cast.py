@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from castling.errors import StateError
 from castling.testing.bank import Bank, create_bank, lost, total_balance
 from castling.testing.cluster import Cluster, wait_for
 from castling.testing.compare import compare
@@ -45,7 +47,10 @@ def injected(cluster: Cluster, faults: list[Fault]) -> Counter[str]:
 def proven_equal(cluster: Cluster, bank: Bank, *, within_s: float = 90.0) -> None:
     """Stop the bank, let everything drain: nothing acknowledged may be missing, nothing may differ."""
     bank.stop()
-    wait_for(cluster.is_running, "the group runs", within_s=within_s)
+    try:
+        wait_for(cluster.is_running, "the group runs", within_s=within_s)
+    except StateError as error:
+        raise AssertionError(f"{error}: {json.dumps(state(cluster), indent=1)}") from error
     cluster.wait_until_applied(within_s=within_s)
     east, west = cluster.dsn("east"), cluster.dsn("west")
     assert bank.transactions > 0, "the bank has not written anything"
