@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -30,10 +31,20 @@ __all__ = ["EmbeddedServer", "embedded_bin", "free_port", "server_user"]
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody listens on now.
+
+    Below the range from which outgoing connections take theirs: a server that was killed must find its
+    port free again, and not held by somebody's connection for as long as that lasts.
+    """
+    ranges = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    lowest = int(ranges.read_text().split()[0]) if ranges.exists() else 32768
+    chance = random.SystemRandom()
+    for _ in range(1000):
+        port = chance.randrange(10_240, max(lowest, 20_480))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ToolMissing("no TCP port is free on loopback")
 
 
 def server_user() -> str | None:
