@@ -38,6 +38,23 @@ def _failed_with(cluster: Cluster, end: str, code: str, *, within_s: float = 40.
     return error
 
 
+def _drop_slot(cluster: Cluster) -> None:
+    """The capture comes back within moments and takes the slot again: end it until the drop has won."""
+
+    def dropped() -> bool:
+        server = cluster.servers["east"]
+        server.execute(
+            f"SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{_SLOT}'"
+        )
+        try:
+            server.execute(f"SELECT pg_drop_replication_slot('{_SLOT}')")
+        except psycopg.errors.ObjectInUse:
+            return False
+        return True
+
+    wait_for(dropped, "the slot is dropped")
+
+
 def _journal(cluster: Cluster) -> Path:
     return cluster.homes["west"] / "groups" / "bank" / "east-west" / "journal"
 
@@ -49,10 +66,7 @@ def _journal(cluster: Cluster) -> Path:
 def test_a_slot_dropped_behind_our_back_stops_the_group_and_a_new_copy_heals_it() -> None:
     with bank_cluster() as (cluster, bank):
         cluster.wait_until_applied()
-        cluster.servers["east"].execute(
-            f"SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{_SLOT}';"
-            f"SELECT pg_drop_replication_slot('{_SLOT}')"
-        )
+        _drop_slot(cluster)
         error = _failed_with(cluster, "source", "continuity-lost")
         assert "--reseed" in error["hint"] and state(cluster)["rpo_s"] is None
         # starting it again does not pretend that nothing has happened
