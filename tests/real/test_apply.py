@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from tests.real.apply_cast import Follower, random_limits
 from tests.real.pg_cast import Pair, database_pair
 
+from castling.errors import TargetError
+from castling.kinds.postgres.target import PostgresTarget
 from castling.testing.servers import EmbeddedServer
 
 _TABLES = """
@@ -118,3 +121,44 @@ async def test_the_comparison_would_see_one_change_left_out(pair: Pair) -> None:
     assert not follower.compared().equal
     await follower.follow()
     follower.assert_equal()
+
+
+class _Told(PostgresTarget):
+    """Writes into a table what it is told by messages, and how many rows it sees then."""
+
+    async def open(self) -> int:
+        self._handlers["castling:test"] = self._take
+        return await super().open()
+
+    async def _take(self, connection: psycopg.AsyncConnection[Any], content: bytes) -> None:
+        await connection.execute(
+            "INSERT INTO public.told SELECT %s, count(*) FROM public.k", (content.decode(),)
+        )
+
+
+async def test_a_message_comes_in_order_with_the_rows_around_it(pair: Pair) -> None:
+    pair.target("CREATE TABLE told (content text, rows int)")
+    follower = Follower(pair)
+    await follower.begin()
+    for sql in (
+        "BEGIN; INSERT INTO k SELECT i, 'a' FROM generate_series(1, 20) i;"
+        " SELECT pg_logical_emit_message(true, 'castling:test', 'first');"
+        " INSERT INTO k SELECT i, 'b' FROM generate_series(1, 20) i;"
+        " SELECT pg_logical_emit_message(true, 'castling:test', 'second'); DELETE FROM k; COMMIT",
+        "BEGIN; SELECT pg_logical_emit_message(true, 'castling:test', 'undone'); ROLLBACK",
+        "SELECT pg_logical_emit_message(false, 'castling:test', 'of no transaction')",
+    ):
+        pair.source(sql)
+    stream = follower.stream
+    await follower.follow(target=lambda: _Told(stream.group, stream.settings.databases["west"]))
+    assert pair.target("SELECT * FROM told ORDER BY rows") == [("first", 20), ("second", 40)]
+    await follower.apply()
+    assert pair.target("SELECT count(*) FROM told") == [(2,)]
+
+
+async def test_a_message_that_nobody_knows_is_not_passed_over(pair: Pair) -> None:
+    follower = Follower(pair)
+    await follower.begin()
+    pair.source("SELECT pg_logical_emit_message(true, 'castling:of-tomorrow', 'x')")
+    with pytest.raises(TargetError, match="castling:of-tomorrow"):
+        await follower.follow()

@@ -20,7 +20,7 @@ from castling.journal.record import Draft, Flag, Position, Record, RecordType
 from castling.kinds.base import Abandon, Commit, Piece
 from castling.kinds.postgres import decoder as decoder_module
 from castling.kinds.postgres import drafts as drafts_module
-from castling.kinds.postgres.changes import Change, Delete, Insert, Truncate, Update, coalesce
+from castling.kinds.postgres.changes import Change, Delete, Insert, Message, Truncate, Update, coalesce
 from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.drafts import PART, PART_LAST, DraftMaker
 from castling.kinds.postgres.messages import (
@@ -90,6 +90,8 @@ def old_tuple(relation: Relation, row: Row) -> bytes:
 
 
 def told(change: Change) -> bytes:
+    if isinstance(change, Message):
+        return logical(change.prefix, change.content)
     if isinstance(change, Truncate):
         options = change.cascade | change.restart_identity << 1
         oids = b"".join(i32(relation.oid) for relation in change.relations)
@@ -112,6 +114,8 @@ def logical(prefix: str, content: bytes, lsn: int = 0) -> bytes:
 
 
 def relations_of(change: Change) -> tuple[Relation, ...]:
+    if isinstance(change, Message):
+        return ()
     return change.relations if isinstance(change, Truncate) else (change.relation,)
 
 
@@ -195,7 +199,9 @@ def _rows(draw: st.DrawFn, relation: Relation, form: str) -> Row:
 @st.composite
 def _changes(draw: st.DrawFn, relations: list[Relation]) -> Change:
     relation = draw(st.sampled_from(relations))
-    kind = draw(st.sampled_from("IIIUUUDDT"))
+    kind = draw(st.sampled_from("IIIUUUDDTM"))
+    if kind == "M":
+        return Message(draw(st.sampled_from(["castling:ddl", "castling:x"])), draw(st.binary(max_size=9)))
     old_form = "key" if relation.keys else "whole"
     if kind == "I":
         return Insert(relation, draw(_rows(relation, "whole")))
@@ -322,6 +328,8 @@ def test_the_comparison_notices_one_changed_bit_in_a_value(
 
 def test_messages_that_change_nothing_are_passed_over() -> None:
     messages = [begin(1000), b"O" + i64(1) + string("origin"), type_name(7), logical("x", b"y")]
+    outside = logical("castling:ddl", b"y")
+    messages.append(outside[:1] + b"\0" + outside[2:])  # it was not emitted as part of its transaction
     messages.append(commit(1000, 1010))
     assert decoded(records(captured(messages))) == [(1000, (1010, unix_ns(0)), [])]
 

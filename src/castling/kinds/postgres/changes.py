@@ -9,7 +9,7 @@ triggers while it applies.
 Three things can't be said as a set and become row steps in their place: changes of a table
 without a key, a key change that leaves a TOASTed value behind, and anything that would be
 impossible in a faithful history. TRUNCATE is a step of its own for all its tables; what came
-before it of theirs is left out.
+before it of theirs is left out. A message is a barrier for all tables.
 
 Keys are compared by the bytes that were sent. That is exact: the server sends the old
 key whenever the bytes of a key change. Between two sessions the same key may come once as text and
@@ -27,6 +27,8 @@ __all__ = [
     "Change",
     "Delete",
     "Insert",
+    "Message",
+    "MessageStep",
     "NetStep",
     "RowStep",
     "Step",
@@ -65,7 +67,18 @@ class Truncate:
     restart_identity: bool
 
 
-Change = Insert | Update | Delete | Truncate
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something beside rows that a transaction carries, as a logical message of the prefix `castling:…`.
+
+    Every stream of the source's database sees it: `content` says whom it is for, where that matters.
+    """
+
+    prefix: str
+    content: bytes
+
+
+Change = Insert | Update | Delete | Truncate | Message
 
 
 @dataclass(slots=True)
@@ -96,7 +109,14 @@ class TruncateStep:
     truncate: Truncate
 
 
-Step = NetStep | RowStep | TruncateStep
+@dataclass(frozen=True, slots=True)
+class MessageStep:
+    """A barrier: what came before it is written first, what comes after it may depend on it."""
+
+    message: Message
+
+
+Step = NetStep | RowStep | TruncateStep | MessageStep
 
 
 def coalesce(changes: Iterable[Change]) -> list[Step]:
@@ -108,6 +128,12 @@ def coalesce(changes: Iterable[Change]) -> list[Step]:
             for relation in change.relations:
                 tables.pop(relation.oid, None)  # what came before is gone with the rows
             steps.append(TruncateStep(change))
+            continue
+        if isinstance(change, Message):
+            for table in tables.values():
+                steps.extend(table.steps())
+            tables.clear()
+            steps.append(MessageStep(change))
             continue
         relation = change.relation
         found = tables.get(relation.oid)

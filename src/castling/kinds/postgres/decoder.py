@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from castling.errors import DecodeError
 from castling.journal.record import Position, Record, RecordType
 from castling.kinds.base import Abandon, Commit, Piece
-from castling.kinds.postgres.changes import Change, Delete, Insert, Truncate, Update
+from castling.kinds.postgres.changes import Change, Delete, Insert, Message, Truncate, Update
 from castling.kinds.postgres.drafts import PART, PART_LAST
 from castling.kinds.postgres.messages import (
     FRAME_MAX,
@@ -35,6 +35,9 @@ _COMMIT = struct.Struct(">cBQQq")  # flags, commit lsn, end lsn, commit time
 _OLD = struct.Struct(">cIc")
 _TRUNCATE = struct.Struct(">cIB")
 _OID = struct.Struct(">I")
+_MESSAGE = struct.Struct(">cBQ")
+#: prefix of the logical messages that carry something to the target
+CARRIED = b"castling:"
 #: what a change costs in memory beside its bytes, about
 _OVERHEAD = 300
 
@@ -103,7 +106,9 @@ class PostgresDecoder:
             self._relations[relation.oid] = relation
         elif kind == 0x54:  # T
             self._add(self._truncate(message), len(message))
-        elif kind not in b"YOM":  # type names, origins, logical messages: nothing to apply
+        elif kind == 0x4D:  # M
+            self._logical_message(message)
+        elif kind not in b"YO":  # type names, origins: nothing to apply
             raise DecodeError(f"a message of unknown kind {kind:#x}")
         if self._size >= self._piece_bytes and self._open is not None:
             return self._part()
@@ -205,6 +210,21 @@ class PostgresDecoder:
             raise DecodeError("a change is cut off")
         kind, oid, marker = _OLD.unpack_from(message)
         return kind, oid, marker
+
+    def _logical_message(self, message: bytes) -> None:
+        """Ours are kept, if they belong to the transaction; other people's are not for us."""
+        if len(message) < _MESSAGE.size:
+            raise DecodeError("a logical message is cut off")
+        _, flags, _ = _MESSAGE.unpack_from(message)
+        end = message.find(b"\0", _MESSAGE.size)
+        if end < 0 or len(message) < end + 5:
+            raise DecodeError("a logical message is cut off")
+        prefix = message[_MESSAGE.size : end]
+        if not flags & 1 or not prefix.startswith(CARRIED):
+            return
+        if int.from_bytes(message[end + 1 : end + 5], "big") != len(message) - end - 5:
+            raise DecodeError("a logical message is not as long as it says")
+        self._add(Message(prefix.decode(errors="replace"), message[end + 5 :]), len(message))
 
     def _truncate(self, message: bytes) -> Truncate:
         if len(message) < _TRUNCATE.size:

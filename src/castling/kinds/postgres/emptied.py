@@ -17,7 +17,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from castling.errors import TargetDiverged
-from castling.kinds.postgres.changes import Change, Truncate
+from castling.kinds.postgres.changes import Change, Message, Truncate
 from castling.kinds.postgres.lsn import parse_lsn
 
 __all__ = ["CREATE_EMPTIED", "EmptiedTables"]
@@ -66,7 +66,9 @@ class EmptiedTables:
                 for relation in change.relations:
                     self._now.pop((relation.schema, relation.name), None)
                 kept.append(change)
-            elif (change.relation.schema, change.relation.name) not in self._now:
+            elif (
+                isinstance(change, Message) or (change.relation.schema, change.relation.name) not in self._now
+            ):
                 kept.append(change)
         return kept
 

@@ -23,12 +23,12 @@ from castling.config import DatabaseSettings
 from castling.errors import TargetDiverged, TargetError, TargetUnreachable
 from castling.kinds.base import Commit, Piece
 from castling.kinds.postgres import progress
-from castling.kinds.postgres.changes import Change, coalesce
+from castling.kinds.postgres.changes import Change, MessageStep, coalesce
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import EmptiedTables
 from castling.kinds.postgres.mapping import Mapping
 from castling.kinds.postgres.progress import application_name, origin_name
-from castling.kinds.postgres.writer import Writer, register_fields
+from castling.kinds.postgres.writer import MessageHandler, Writer, register_fields
 
 __all__ = ["PostgresTarget"]
 
@@ -71,6 +71,8 @@ class PostgresTarget:
         self._writer: Writer | None = None
         self._emptied = EmptiedTables(group)
         self._in_transaction = False
+        #: by prefix: what is done with messages of the stream
+        self._handlers: dict[str, MessageHandler] = {}
 
     # --- connecting ---------------------------------------------------------------------------
 
@@ -85,7 +87,7 @@ class PostgresTarget:
                 await connection.execute(statement.encode())
             await connection.execute(progress.CREATE_PROGRESS.encode())
             await progress.take_origin(connection, self._group)
-            self._writer = Writer(connection, Mapping(connection))
+            self._writer = Writer(connection, Mapping(connection), self._handlers)
             await self._emptied.load(connection)
             self._progress = await progress.read(connection, self._group)
         return self._progress
@@ -111,8 +113,10 @@ class PostgresTarget:
             assert self._writer is not None
             steps = coalesce(changes)
             await self._writer.prepare(steps)
-            for step in steps:
+            for at, step in enumerate(steps):
                 await self._writer.write(step)
+                if isinstance(step, MessageStep):
+                    await self._writer.prepare(steps[at + 1 :])
 
     async def commit(self, commit: Commit) -> None:
         with self._explained():

@@ -10,7 +10,9 @@ source's order: that is the truth, and what fails there is a difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Mapping as Handlers
+from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, pq
@@ -21,6 +23,8 @@ from castling.errors import TargetDiverged, TargetError
 from castling.kinds.postgres.changes import (
     Delete,
     Insert,
+    Message,
+    MessageStep,
     NetStep,
     RowStep,
     Step,
@@ -50,7 +54,10 @@ from castling.kinds.postgres.statements import (
     update_row,
 )
 
-__all__ = ["NotExact", "Writer", "register_fields"]
+__all__ = ["MessageHandler", "NotExact", "Writer", "register_fields"]
+
+#: does, in the target's open transaction, what the content of a message asks for
+MessageHandler = Callable[[AsyncConnection[Any], bytes], Awaitable[None]]
 
 #: rows copied with one write to the connection
 _COPY_ROWS = 2000
@@ -148,9 +155,15 @@ def _by_shape(relation: Relation, rows: Iterable[Row]) -> dict[Shape, list[Field
 class Writer:
     """Statements on one connection. Knows no transactions: its caller opens and ends them."""
 
-    def __init__(self, connection: AsyncConnection[tuple[object, ...]], mapping: Mapping) -> None:
+    def __init__(
+        self,
+        connection: AsyncConnection[tuple[object, ...]],
+        mapping: Mapping,
+        handlers: Handlers[str, MessageHandler] | None = None,
+    ) -> None:
         self._connection = connection
         self._mapping = mapping
+        self._handlers = handlers or {}
         #: by all that the target's table is: of one whose type has changed, a stage would round values
         self._stages: dict[tuple[TargetTable, Shape], str] = {}
         #: steps written as sets, and steps whose set form was not exact and which were replayed
@@ -166,6 +179,8 @@ class Writer:
     async def prepare(self, steps: Sequence[Step]) -> None:
         """Look up every table and make the staging tables, outside of any savepoint."""
         for step in steps:
+            if isinstance(step, MessageStep):
+                return  # it may change tables: those of later steps are looked up after it
             if not isinstance(step, TruncateStep):
                 table = await self._mapping.table(step.relation)
                 _refuse_identifiers(table, step.changes)
@@ -198,7 +213,9 @@ class Writer:
 
     async def write(self, step: Step) -> None:
         """Apply one step. TargetDiverged when the target is not what the source's changes presume."""
-        if isinstance(step, TruncateStep):
+        if isinstance(step, MessageStep):
+            await self._hand_over(step.message)
+        elif isinstance(step, TruncateStep):
             await self._truncate(step.truncate)
         elif isinstance(step, RowStep) or len(step.changes) <= _FEW:
             await self._write_rows(step.changes)
@@ -252,6 +269,16 @@ class Writer:
         if cursor.rowcount != expected:
             raise NotExact
         await self._connection.execute(f"TRUNCATE pg_temp.{stage}".encode())
+
+    async def _hand_over(self, message: Message) -> None:
+        handler = self._handlers.get(message.prefix)
+        if handler is None:
+            raise TargetError(
+                f"the source sent a message {message.prefix!r} that this version does not know",
+                hint="the source's side is newer: bring this node to the same version",
+                prefix=message.prefix,
+            )
+        await handler(self._connection, message.content)
 
     async def _truncate(self, change: Truncate) -> None:
         tables = [await self._mapping.table(relation) for relation in change.relations]
