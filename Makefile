@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+HOT    := $(addprefix src/castling/kinds/postgres/,messages.py changes.py copying.py decoder.py)
 SEEDS  ?= 10000
 START  ?= 0
 
@@ -18,10 +19,14 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	    apt-get -qq install -y python3-venv && $(PYTHON) -m venv $(VENV); } || \
 	    { echo "Python can't make virtual environments here: install the package python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+# the modules through which every change goes are compiled, where gcc and Python's headers are at hand (see setup.py)
+$(VENV)/.built: $(VENV)/.ready setup.py $(HOT)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-setup: $(VENV)/.ready ## a virtual environment with what the lock file names
+setup: $(VENV)/.built ## a virtual environment with what the lock file names
 
 demo: setup ## two nodes, real servers, faults on purpose, and the proof (ARGS="--report FILE")
 	$(BIN)/castling demo $(ARGS)
@@ -56,4 +61,4 @@ lock: setup ## resolve the lock file anew
 	    --universal --python-version 3.11 -o requirements.lock
 
 clean: ## remove what setup and the tools made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build src/castling/kinds/postgres/*.so src/*__mypyc*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

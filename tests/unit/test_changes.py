@@ -11,29 +11,32 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import find as find_example
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
+from tests.unit.as_source import as_source
 
-from castling.kinds.postgres import changes as changes_module
-from castling.kinds.postgres.changes import (
-    Change,
-    Delete,
-    Insert,
-    NetStep,
-    RowStep,
-    Step,
-    Truncate,
-    TruncateStep,
-    Update,
-    coalesce,
-)
+from castling.kinds.postgres import changes as installed
 from castling.kinds.postgres.messages import NULL, Column, Relation, Row
 from castling.kinds.postgres.statements import shape_of
+
+changes_module = as_source("castling.kinds.postgres.changes")
+Change, Delete, Insert, Update = (
+    changes_module.Change,
+    changes_module.Delete,
+    changes_module.Insert,
+    changes_module.Update,
+)
+NetStep, RowStep, Step = changes_module.NetStep, changes_module.RowStep, changes_module.Step
+Truncate, TruncateStep, coalesce = (
+    changes_module.Truncate,
+    changes_module.TruncateStep,
+    changes_module.coalesce,
+)
 
 #: a row as the source means it; k1 and k2 are the key, `u` is unique, `big` and k2 may be TOASTed
 Values = tuple[int | None, ...]
@@ -131,8 +134,8 @@ class Source:
     def _describe(self, op: Op) -> None:
         """The table comes with another type modifier from here on."""
         old = self.relations[op.table]
-        columns = (*old.columns[:-1], replace(old.columns[-1], type_modifier=op.key[0]))
-        self.relations[op.table] = replace(old, columns=columns)
+        columns = (*old.columns[:-1], old.columns[-1]._replace(type_modifier=op.key[0]))
+        self.relations[op.table] = Relation(old.oid, old.schema, old.name, old.identity, columns)
 
     def _truncate(self, op: Op) -> None:
         chosen = [op.table] if op.flag else [op.table, (op.table + 1) % len(TABLES)]
@@ -334,6 +337,47 @@ def difference(history: tuple[bool, list[Op], list[Op]], coalesced: Coalesce) ->
 @given(histories())
 def test_the_steps_come_to_what_the_history_came_to(history: tuple[bool, list[Op], list[Op]]) -> None:
     assert difference(history, coalesce) == ""
+
+
+def _as_installed(change: Change) -> object:
+    if isinstance(change, Insert):
+        return installed.Insert(change.relation, change.new)
+    if isinstance(change, Delete):
+        return installed.Delete(change.relation, change.old)
+    if isinstance(change, Update):
+        return installed.Update(change.relation, change.new, change.old)
+    return installed.Truncate(change.relations, change.cascade, change.restart_identity)
+
+
+def _installed(told: Iterable[Change]) -> list[Step]:
+    """The installed, perhaps compiled, form at work: its steps said by the source's classes."""
+    found = []
+    for step in installed.coalesce([_as_installed(change) for change in told]):
+        if isinstance(step, installed.TruncateStep):
+            gone = step.truncate
+            found.append(TruncateStep(Truncate(gone.relations, gone.cascade, gone.restart_identity)))
+            continue
+        changes = [_as_source(change) for change in step.changes]
+        if isinstance(step, installed.RowStep):
+            found.append(RowStep(step.relation, changes))
+        else:
+            found.append(NetStep(step.relation, changes, step.deletes, step.updates, step.inserts))
+    return found
+
+
+def _as_source(change: object) -> Change:
+    if isinstance(change, installed.Insert):
+        return Insert(change.relation, change.new)
+    if isinstance(change, installed.Delete):
+        return Delete(change.relation, change.old)
+    assert isinstance(change, installed.Update)
+    return Update(change.relation, change.new, change.old)
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(histories())
+def test_what_is_installed_does_the_same(history: tuple[bool, list[Op], list[Op]]) -> None:
+    assert difference(history, _installed) == ""
 
 
 @settings(max_examples=300, deadline=None)

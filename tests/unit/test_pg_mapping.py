@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,13 +45,17 @@ def test_columns_are_found_by_name_in_the_sources_order(found: list[Found]) -> N
     )
 
 
+def _with_columns(columns: tuple[Column, ...]) -> Relation:
+    return Relation(RELATION.oid, RELATION.schema, RELATION.name, RELATION.identity, columns)
+
+
 def test_the_order_is_the_descriptions_and_not_the_targets() -> None:
-    turned = replace(RELATION, columns=RELATION.columns[::-1])
+    turned = _with_columns(RELATION.columns[::-1])
     assert [column.name for column in matched(turned, FOUND).columns] == ["state", "Total", "id"]
 
 
 def test_a_column_dropped_on_the_source_is_left_alone_on_the_target() -> None:
-    narrower = replace(RELATION, columns=RELATION.columns[:1])
+    narrower = _with_columns(RELATION.columns[:1])
     assert [column.name for column in matched(narrower, FOUND).columns] == ["id"]
 
 

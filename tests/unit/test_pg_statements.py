@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from castling.kinds.postgres.copying import copy_rows
 from castling.kinds.postgres.messages import NULL
 from castling.kinds.postgres.statements import (
     COPY_END,
@@ -11,7 +12,6 @@ from castling.kinds.postgres.statements import (
     Shape,
     TargetColumn,
     TargetTable,
-    copy_rows,
     delete_row,
     quoted,
     replace_row,

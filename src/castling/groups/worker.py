@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import gc
 import os
 import signal
 import sys
@@ -206,6 +207,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--end", type=EndName, choices=list(EndName), required=True)
     chosen = parser.parse_args(arguments)
     configure_events(json=True)
+    # a batch is hundreds of thousands of objects without a cycle among them: looking through them for
+    # cycles at Python's usual rhythm cost more than decoding them
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
     log = events("group").bind(group=chosen.group, end=str(chosen.end))
     try:
         place = _place(chosen.home, End(chosen.group, chosen.backup, chosen.end))

@@ -224,7 +224,7 @@ def _killed(mutant: Mutant) -> bool:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="castling-mutant-") as folder:
         built = Path(folder) / "castling"
-        shutil.copytree(_PACKAGE, built, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(_PACKAGE, built, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         apply_edits(built, mutant.edits)
         code, said = _pytest(mutant.tests, Path(folder))
     noticed = code == _TESTS_FAILED

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import final
 
 from castling.kinds.postgres.messages import Fields, Relation, Row
 
@@ -39,25 +40,66 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@final
 class Insert:
-    relation: Relation
-    new: Row
+    __slots__ = ("new", "relation")
+
+    def __init__(self, relation: Relation, new: Row) -> None:
+        self.relation = relation
+        self.new = new
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Insert) and self.relation == other.relation and self.new == other.new
+
+    def __hash__(self) -> int:
+        return hash((self.relation, self.new))
+
+    def __repr__(self) -> str:
+        return f"Insert({self.relation}, {self.new!r})"
 
 
-@dataclass(frozen=True, slots=True)
+@final
 class Update:
     """`old`: the old key (or the whole old row under REPLICA IDENTITY FULL) if the server sent it."""
 
-    relation: Relation
-    new: Row
-    old: Row | None
+    __slots__ = ("new", "old", "relation")
+
+    def __init__(self, relation: Relation, new: Row, old: Row | None) -> None:
+        self.relation = relation
+        self.new = new
+        self.old = old
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Update)
+            and self.relation == other.relation
+            and self.new == other.new
+            and self.old == other.old
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.relation, self.new, self.old))
+
+    def __repr__(self) -> str:
+        return f"Update({self.relation}, {self.new!r}, {self.old!r})"
 
 
-@dataclass(frozen=True, slots=True)
+@final
 class Delete:
-    relation: Relation
-    old: Row
+    __slots__ = ("old", "relation")
+
+    def __init__(self, relation: Relation, old: Row) -> None:
+        self.relation = relation
+        self.old = old
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Delete) and self.relation == other.relation and self.old == other.old
+
+    def __hash__(self) -> int:
+        return hash((self.relation, self.old))
+
+    def __repr__(self) -> str:
+        return f"Delete({self.relation}, {self.old!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,31 +165,38 @@ def coalesce(changes: Iterable[Change]) -> list[Step]:
     """The steps that take a target from before `changes` to after them."""
     tables: dict[int, _Table] = {}
     steps: list[Step] = []
+    last: _Table | None = None  # mostly the table of the change before
     for change in changes:
         if isinstance(change, Truncate):
-            for relation in change.relations:
-                tables.pop(relation.oid, None)  # what came before is gone with the rows
+            for gone in change.relations:
+                tables.pop(gone.oid, None)  # what came before is gone with the rows
+            last = None
             steps.append(TruncateStep(change))
-            continue
-        if isinstance(change, Message):
+        elif isinstance(change, Message):
             for table in tables.values():
                 steps.extend(table.steps())
             tables.clear()
+            last = None
             steps.append(MessageStep(change))
-            continue
-        relation = change.relation
-        found = tables.get(relation.oid)
-        if found is None or (found.relation is not relation and found.relation != relation):
-            if found is not None:  # the table has another shape from here on
-                steps.extend(found.steps())
-            found = tables[relation.oid] = _Table(relation)
-        found.add(change)
+        else:
+            relation = change.relation
+            if last is None or last.relation is not relation:
+                found = tables.get(relation.oid)
+                if found is None or found.relation != relation:
+                    if found is not None:  # the table has another shape from here on
+                        steps.extend(found.steps())
+                    found = _Table(relation)
+                    tables[relation.oid] = found
+                last = found
+            last.add(change)
     for table in tables.values():
         steps.extend(table.steps())
     return steps
 
 
 def _key_of(fields: Fields, keys: tuple[int, ...]) -> bytes:
+    if len(keys) == 1:
+        return fields[keys[0]] or b""
     return b"".join([fields[index] or b"" for index in keys])
 
 
@@ -171,13 +220,14 @@ def _merged(new: Row, before: Row | None) -> Row:
     return Row(fields, text)
 
 
+@final
 class _Table:
     """Collects one table's changes: the open net step, and the steps closed before it."""
 
     def __init__(self, relation: Relation) -> None:
         self.relation = relation
         self._keys = relation.keys
-        self._key_mask = sum(1 << index for index in self._keys)
+        self._key_mask = relation.key_mask
         #: which key columns come as text in the open net step
         self._form = 0
         self._done: list[Step] = []

@@ -11,7 +11,9 @@ applied. After one, the decoder is of no more use.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from typing import Final, final
+
+from mypy_extensions import i64
 
 from castling.errors import DecodeError
 from castling.journal.record import Position, Record, RecordType
@@ -22,9 +24,9 @@ from castling.kinds.postgres.messages import (
     FRAME_MAX,
     Relation,
     Row,
-    frames,
     parse_relation,
     parse_row,
+    split,
     unix_ns,
 )
 
@@ -32,7 +34,11 @@ __all__ = ["PostgresDecoder"]
 
 _BEGIN = struct.Struct(">cQqI")  # final lsn, commit time, xid
 _COMMIT = struct.Struct(">cBQQq")  # flags, commit lsn, end lsn, commit time
-_OLD = struct.Struct(">cIc")
+#: bytes before the first row of a change: kind, table, and what the row is: new, an old key, or an old row
+_HEAD: Final = 6
+_NEW: Final = 0x4E
+_KEY: Final = 0x4B
+_OLD: Final = 0x4F
 _TRUNCATE = struct.Struct(">cIB")
 _OID = struct.Struct(">I")
 _MESSAGE = struct.Struct(">cBQ")
@@ -42,12 +48,21 @@ CARRIED = b"castling:"
 _OVERHEAD = 300
 
 
+def _whole(row: Row, relation: Relation) -> Row:
+    if None in row.fields:
+        raise DecodeError(f"a row of {relation} was sent without all its values")
+    return row
+
+
+@final
 class PostgresDecoder:
     """Implements `kinds.base.Decoder`. `piece_bytes`: a transaction larger than this comes in parts."""
 
     def __init__(self, *, piece_bytes: int = 8 << 20) -> None:
         self._piece_bytes = piece_bytes
         self._relations: dict[int, Relation] = {}
+        self._last: Relation | None = None
+        self._last_table = b""
         self._changes: list[Change] = []
         self._size = 0
         #: final LSN of the open transaction; None between transactions
@@ -58,19 +73,29 @@ class PostgresDecoder:
         self._parts: list[bytes] = []
         self._parts_size = 0
 
-    def feed(self, record: Record) -> Iterator[Piece | Abandon]:
+    def feed(self, record: Record) -> list[Piece | Abandon]:
+        found: list[Piece | Abandon] = []
         if record.type is RecordType.SESSION:
             if self._handed_out:
-                yield Abandon()
-            self.__init__(piece_bytes=self._piece_bytes)  # type: ignore[misc]  # a new conversation
+                found.append(Abandon())
+            self._forget()
             self._ended = record.offset
             # the source had nothing more before this: an empty transaction moves progress on
-            yield Piece([], 0, Commit(record.offset, record.t_ns, record.position), record.offset - 1)
+            found.append(Piece([], 0, Commit(record.offset, record.t_ns, record.position), record.offset - 1))
         elif record.type is RecordType.DATA:
-            for message in frames(self._whole(record)):
-                piece = self._message(message, record.position)
+            position = record.position
+            for message in split(self._whole(record)):
+                piece = self._message(message, position)
                 if piece is not None:
-                    yield piece
+                    found.append(piece)
+        return found
+
+    def _forget(self) -> None:
+        """A new conversation begins."""
+        self._relations, self._last = {}, None
+        self._changes, self._size = [], 0
+        self._open, self._handed_out, self._ended = None, False, 0
+        self._parts, self._parts_size = [], 0
 
     def _whole(self, record: Record) -> bytes:
         """The record's messages; none while the parts of a large one are not all there."""
@@ -104,6 +129,7 @@ class PostgresDecoder:
         elif kind == 0x52:  # R
             relation = parse_relation(message)
             self._relations[relation.oid] = relation
+            self._last = None
         elif kind == 0x54:  # T
             self._add(self._truncate(message), len(message))
         elif kind == 0x4D:  # M
@@ -162,54 +188,63 @@ class PostgresDecoder:
             raise DecodeError(f"a change of table {oid} comes before its description")
         return found
 
-    def _row(self, message: bytes, at: int, relation: Relation, *, last: bool) -> tuple[Row, int]:
+    def _described(self, message: bytes) -> Relation:
+        """The table of a change, which is mostly that of the change before."""
+        if len(message) < _HEAD:
+            raise DecodeError("a change is cut off")
+        table = message[1:5]
+        if self._last is None or table != self._last_table:
+            self._last = self._relation(int.from_bytes(table, "big"))
+            self._last_table = table
+        return self._last
+
+    def _row(self, message: bytes, at: i64, relation: Relation) -> tuple[Row, i64]:
         row, end = parse_row(message, at)
         if len(row.fields) != len(relation.columns):
             raise DecodeError(f"a row of {relation} has {len(row.fields)} columns")
-        if last and end != len(message):
-            raise DecodeError(f"a change of {relation} is longer than its row")
         return row, end
 
-    def _whole_row(self, message: bytes, at: int, relation: Relation, *, last: bool) -> tuple[Row, int]:
-        row, end = self._row(message, at, relation, last=last)
-        if None in row.fields:
-            raise DecodeError(f"a row of {relation} was sent without all its values")
-        return row, end
+    def _last_row(self, message: bytes, at: i64, relation: Relation) -> Row:
+        row, end = self._row(message, at, relation)
+        if end != len(message):
+            raise DecodeError(f"a change of {relation} is longer than its row")
+        return row
 
     def _insert(self, message: bytes) -> Insert:
-        _, oid, marker = self._head(message)
-        relation = self._relation(oid)
-        if marker != b"N":
+        relation = self._described(message)
+        if message[5] != _NEW:
             raise DecodeError("an Insert message without a new row")
-        return Insert(relation, self._whole_row(message, 6, relation, last=True)[0])
+        return Insert(relation, _whole(self._last_row(message, _HEAD, relation), relation))
 
     def _update(self, message: bytes) -> Update:
-        _, oid, marker = self._head(message)
-        relation = self._relation(oid)
-        old, at = None, 6
-        if marker in (b"K", b"O"):
-            old, at = self._whole_row(message, at, relation, last=False)
-            marker, at = message[at : at + 1], at + 1
-        if marker != b"N":
+        relation = self._described(message)
+        marker: i64 = message[5]
+        at: i64 = _HEAD
+        old: Row | None = None
+        if marker in (_KEY, _OLD):
+            row, end = self._row(message, at, relation)
+            old = _whole(row, relation)
+            if end >= len(message):
+                raise DecodeError("a change is cut off")
+            marker = message[end]
+            at = end + 1
+        if marker != _NEW:
             raise DecodeError("an Update message without a new row")
-        new = self._row(message, at, relation, last=True)[0]
-        if old is None and (not relation.keys or any(new.fields[index] is None for index in relation.keys)):
-            raise DecodeError(f"an update of {relation} does not say of which row")
+        new = self._last_row(message, at, relation)
+        if old is None:
+            if not relation.keys:
+                raise DecodeError(f"an update of {relation} does not say of which row")
+            for index in relation.keys:
+                if new.fields[index] is None:
+                    raise DecodeError(f"an update of {relation} does not say of which row")
         return Update(relation, new, old)
 
     def _delete(self, message: bytes) -> Delete:
-        _, oid, marker = self._head(message)
-        relation = self._relation(oid)
-        if marker not in (b"K", b"O"):
+        relation = self._described(message)
+        marker: i64 = message[5]
+        if marker not in (_KEY, _OLD):
             raise DecodeError("a Delete message without an old row")
-        return Delete(relation, self._whole_row(message, 6, relation, last=True)[0])
-
-    @staticmethod
-    def _head(message: bytes) -> tuple[bytes, int, bytes]:
-        if len(message) < _OLD.size:
-            raise DecodeError("a change is cut off")
-        kind, oid, marker = _OLD.unpack_from(message)
-        return kind, oid, marker
+        return Delete(relation, _whole(self._last_row(message, _HEAD, relation), relation))
 
     def _logical_message(self, message: bytes) -> None:
         """Ours are kept, if they belong to the transaction; other people's are not for us."""

@@ -6,14 +6,18 @@ endian, strings end with a zero byte, times are microseconds since 2000-01-01 UT
 A row is a list of fields, each exactly as COPY BINARY wants it: a four-byte length and the
 value, or the length -1 for NULL. So applying a row is splicing bytes. A TOASTed value that
 an update left alone is not sent; its field is None.
+
+One of the modules that are compiled where a compiler is at hand (see setup.py); it runs as it stands
+elsewhere. That is why its inner loops spell integers out and its classes are plain.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple, final
+
+from mypy_extensions import i64
 
 from castling.errors import DecodeError
 
@@ -34,10 +38,9 @@ __all__ = [
 #: a field: COPY BINARY length and value; None where the server did not send it
 Fields = list[bytes | None]
 
-NULL = b"\xff\xff\xff\xff"
+NULL: Final = b"\xff\xff\xff\xff"
 
 _LENGTH = struct.Struct("<I")
-_I16 = struct.Struct(">H")
 _I32 = struct.Struct(">I")
 _RELATION = struct.Struct(">cH")
 _COLUMN = struct.Struct(">Ii")
@@ -53,15 +56,27 @@ def unix_ns(pg_microseconds: int) -> int:
     return pg_microseconds * 1000 + _Y2000_NS
 
 
-class Row(NamedTuple):
+@final
+class Row:
     """One tuple: its fields, and which columns came as text (bit i stands for column i)."""
 
-    fields: Fields
-    text: int
+    __slots__ = ("fields", "text")
+
+    def __init__(self, fields: Fields, text: int) -> None:
+        self.fields = fields
+        self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Row) and self.fields == other.fields and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.fields), self.text))
+
+    def __repr__(self) -> str:
+        return f"Row(fields={self.fields!r}, text={self.text!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """`key`: part of the replica identity. `type_oid` is the source's."""
 
     name: str
@@ -70,26 +85,42 @@ class Column:
     key: bool
 
 
-@dataclass(frozen=True, slots=True)
+@final
 class Relation:
     """A table as the source described it before its first change.
 
-    `identity`: d default, n nothing, f full, i index. Two descriptions are the same table
+    `identity`: d default, n nothing, f full, i index. `keys`: indexes of the replica identity's
+    columns; empty when a row can only be told by all of it. Two descriptions are the same table
     with the same shape exactly when they are equal.
     """
 
-    oid: int
-    schema: str
-    name: str
-    identity: str
-    columns: tuple[Column, ...]
+    __slots__ = ("columns", "identity", "key_mask", "keys", "name", "oid", "schema")
 
-    @property
-    def keys(self) -> tuple[int, ...]:
-        """Indexes of the replica identity's columns; empty when a row can only be told by all of it."""
-        if self.identity in "nf":
-            return ()
-        return tuple(index for index, column in enumerate(self.columns) if column.key)
+    def __init__(self, oid: int, schema: str, name: str, identity: str, columns: tuple[Column, ...]) -> None:
+        self.oid = oid
+        self.schema = schema
+        self.name = name
+        self.identity = identity
+        self.columns = columns
+        found = () if identity in "nf" else tuple(index for index, column in enumerate(columns) if column.key)
+        self.keys: tuple[int, ...] = found
+        #: the same as bits
+        self.key_mask: int = sum(1 << index for index in found)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Relation) and (
+            self.oid == other.oid
+            and self.schema == other.schema
+            and self.name == other.name
+            and self.identity == other.identity
+            and self.columns == other.columns
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.oid, self.schema, self.name, self.identity, self.columns))
+
+    def __repr__(self) -> str:
+        return f"Relation({self.oid}, {self.schema!r}, {self.name!r}, {self.identity!r}, {self.columns!r})"
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
@@ -106,16 +137,28 @@ def pack_frames(messages: list[bytes]) -> bytes:
 
 def frames(payload: bytes) -> Iterator[bytes]:
     """The messages of a DATA record's payload. Raises DecodeError when it is not made of whole ones."""
-    at, end = 0, len(payload)
+    return iter(split(payload))
+
+
+def split(payload: bytes) -> list[bytes]:
+    """`frames` as a list."""
+    found: list[bytes] = []
+    at: i64 = 0
+    end: i64 = len(payload)
     while at < end:
         if end - at < 4:
             raise DecodeError("a message's length is cut off")
-        (length,) = _LENGTH.unpack_from(payload, at)
+        low: i64 = payload[at]
+        middle: i64 = payload[at + 1]
+        high: i64 = payload[at + 2]
+        top: i64 = payload[at + 3]
+        length: i64 = low | middle << 8 | high << 16 | top << 24
         at += 4
         if length == 0 or length > FRAME_MAX or at + length > end:
             raise DecodeError("a message is cut off")
-        yield payload[at : at + length]
+        found.append(payload[at : at + length])
         at += length
+    return found
 
 
 def _text(message: bytes, at: int) -> tuple[str, int]:
@@ -149,33 +192,43 @@ def parse_relation(message: bytes) -> Relation:
     return Relation(oid, schema or "pg_catalog", name, identity.decode(), tuple(columns))
 
 
-def parse_row(message: bytes, at: int) -> tuple[Row, int]:
+def parse_row(message: bytes, at: i64) -> tuple[Row, i64]:
     """The TupleData at byte `at` of a message, and where it ends. Raises DecodeError."""
-    try:
-        (count,) = _I16.unpack_from(message, at)
-        at += 2
-        fields: Fields = []
-        append = fields.append
-        text = 0
-        unpack = _I32.unpack_from
-        for index in range(count):
-            kind = message[at]
-            if kind == 0x62 or kind == 0x74:  # b: binary, t: text
-                end = at + 5 + unpack(message, at + 1)[0]
-                append(message[at + 1 : end])
-                at = end
-                if kind == 0x74:
-                    text |= 1 << index
-            elif kind == 0x6E:  # n: NULL
-                append(NULL)
-                at += 1
-            elif kind == 0x75:  # u: unchanged, not sent
-                append(None)
-                at += 1
-            else:
-                raise DecodeError(f"a column of unknown form {kind:#x}")
-    except (struct.error, IndexError) as error:
-        raise DecodeError("a row is cut off") from error
-    if at > len(message):
+    size: i64 = len(message)
+    if at < 0 or at + 2 > size:
         raise DecodeError("a row is cut off")
+    top: i64 = message[at]
+    low: i64 = message[at + 1]
+    count: i64 = top << 8 | low
+    at += 2
+    fields: Fields = []
+    text = 0
+    index: i64 = 0
+    while index < count:
+        if at >= size:
+            raise DecodeError("a row is cut off")
+        kind: i64 = message[at]
+        if kind == 0x62 or kind == 0x74:  # b: binary, t: text
+            if at + 5 > size:
+                raise DecodeError("a row is cut off")
+            top = message[at + 1]
+            high: i64 = message[at + 2]
+            middle: i64 = message[at + 3]
+            low = message[at + 4]
+            end: i64 = at + 5 + (top << 24 | high << 16 | middle << 8 | low)
+            if end > size:
+                raise DecodeError("a row is cut off")
+            fields.append(message[at + 1 : end])
+            if kind == 0x74:
+                text |= 1 << int(index)
+            at = end
+        elif kind == 0x6E:  # n: NULL
+            fields.append(NULL)
+            at += 1
+        elif kind == 0x75:  # u: unchanged, not sent
+            fields.append(None)
+            at += 1
+        else:
+            raise DecodeError(f"a column of unknown form {int(kind):#x}")
+        index += 1
     return Row(fields, text), at

@@ -24,7 +24,6 @@ __all__ = [
     "Shape",
     "TargetColumn",
     "TargetTable",
-    "copy_rows",
     "copy_table",
     "create_stage",
     "delete_from_stage",
@@ -95,21 +94,6 @@ def quoted(name: str) -> str:
 
 def _names(table: TargetTable, indexes: Iterable[int]) -> str:
     return ", ".join(quoted(table.columns[index].name) for index in indexes)
-
-
-def copy_rows(rows: Sequence[Fields], sent: tuple[int, ...], total: int) -> bytes:
-    """Rows as COPY BINARY tuples (without the stream's head and end)."""
-    head = len(sent).to_bytes(2, "big")
-    parts: list[bytes] = []
-    if len(sent) == total:
-        for fields in rows:
-            parts.append(head)
-            parts.extend(fields)  # type: ignore[arg-type]  # a whole row has no unsent field
-    else:
-        for fields in rows:
-            parts.append(head)
-            parts.extend([fields[index] for index in sent])  # type: ignore[misc]  # chosen because sent
-    return b"".join(parts)
 
 
 def copy_table(table: TargetTable, shape: Shape) -> str:

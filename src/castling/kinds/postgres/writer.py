@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from collections.abc import Mapping as Handlers
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -32,14 +33,14 @@ from castling.kinds.postgres.changes import (
     TruncateStep,
     Update,
 )
+from castling.kinds.postgres.copying import Group, copy_rows, groups_of, keys_of
 from castling.kinds.postgres.mapping import Mapping
-from castling.kinds.postgres.messages import NULL, Fields, Relation, Row
+from castling.kinds.postgres.messages import NULL, Row
 from castling.kinds.postgres.statements import (
     COPY_END,
     COPY_START,
     Shape,
     TargetTable,
-    copy_rows,
     copy_table,
     create_stage,
     delete_from_stage,
@@ -59,8 +60,8 @@ __all__ = ["MessageHandler", "NotExact", "Writer", "register_fields"]
 #: does, in the target's open transaction, what the content of a message asks for
 MessageHandler = Callable[[AsyncConnection[Any], bytes], Awaitable[None]]
 
-#: rows copied with one write to the connection
-_COPY_ROWS = 2000
+#: bytes copied with one write to the connection, about
+_COPY_BYTES = 256 << 10
 #: a step of no more changes than this is cheaper row by row than through a staging table
 _FEW = 8
 #: row changes on their way at once
@@ -139,17 +140,19 @@ def _refuse_identifiers(table: TargetTable, changes: Sequence[Insert | Update | 
                     )
 
 
-def _by_shape(relation: Relation, rows: Iterable[Row]) -> dict[Shape, list[Fields]]:
-    whole = tuple(range(len(relation.columns)))
-    wholes: dict[int, Shape] = {}
-    found: dict[Shape, list[Fields]] = {}
-    for row in rows:
-        if None in row.fields:
-            shape = shape_of(relation, row.fields, row.text)
-        else:
-            shape = wholes.get(row.text) or wholes.setdefault(row.text, Shape(whole, row.text))
-        found.setdefault(shape, []).append(row.fields)
-    return found
+@dataclass(slots=True)
+class _Set:
+    """A net step whose tables are looked up and whose staging tables are made."""
+
+    step: NetStep
+    table: TargetTable
+    deletes: list[Group]
+    updates: list[Group]
+    inserts: list[Group]
+
+
+def _shape(group: Group) -> Shape:
+    return Shape(group.sent, group.text)
 
 
 class Writer:
@@ -176,30 +179,55 @@ class Writer:
 
     # --- as sets ------------------------------------------------------------------------------
 
-    async def prepare(self, steps: Sequence[Step]) -> None:
-        """Look up every table and make the staging tables, outside of any savepoint."""
+    async def write(self, steps: Sequence[Step]) -> None:
+        """Apply steps in order. TargetDiverged when the target is not what the source's changes presume.
+
+        A message may change tables, so those of the steps behind it are looked up after it.
+        """
+        run: list[Step] = []
         for step in steps:
             if isinstance(step, MessageStep):
-                return  # it may change tables: those of later steps are looked up after it
-            if not isinstance(step, TruncateStep):
-                table = await self._mapping.table(step.relation)
-                _refuse_identifiers(table, step.changes)
-            if isinstance(step, NetStep) and len(step.changes) > _FEW:
-                for rows in (step.deletes, step.updates, [row for row in step.inserts if row.text]):
-                    for shape in _by_shape(step.relation, self._keys_only(step, rows)):
-                        await self._stage(table, shape)
-            elif isinstance(step, TruncateStep):
-                for relation in step.truncate.relations:
-                    await self._mapping.table(relation)
+                await self._write_run(run)
+                run = []
+                await self._hand_over(step.message)
+            else:
+                run.append(step)
+        await self._write_run(run)
 
-    @staticmethod
-    def _keys_only(step: NetStep, rows: list[Row]) -> list[Row]:
-        """A deleted row is told by its key; an old key tuple's other columns are NULL and say nothing."""
-        if rows is not step.deletes:
-            return rows
-        keys = step.relation.keys
-        count = len(step.relation.columns)
-        return [Row([row.fields[i] if i in keys else None for i in range(count)], row.text) for row in rows]
+    async def _write_run(self, steps: Sequence[Step]) -> None:
+        # every table is looked up, and every staging table made, outside of any savepoint
+        ready = [await self._prepare(step) for step in steps]
+        for one in ready:
+            if isinstance(one, _Set):
+                await self._write_set(one)
+            elif isinstance(one, TruncateStep):
+                await self._truncate(one.truncate)
+            else:
+                await self._write_rows(one.changes)
+
+    async def _prepare(self, step: Step) -> _Set | NetStep | RowStep | TruncateStep:
+        assert not isinstance(step, MessageStep)
+        if isinstance(step, TruncateStep):
+            for relation in step.truncate.relations:
+                await self._mapping.table(relation)
+            return step
+        relation = step.relation
+        table = await self._mapping.table(relation)
+        _refuse_identifiers(table, step.changes)
+        if isinstance(step, RowStep) or len(step.changes) <= _FEW:
+            return step
+        width = len(relation.columns)
+        found = _Set(
+            step,
+            table,
+            keys_of(step.deletes, relation.keys, relation.key_mask),
+            groups_of(step.updates, width),
+            groups_of(step.inserts, width),
+        )
+        staged = [*found.deletes, *found.updates, *(group for group in found.inserts if group.text)]
+        for group in staged:
+            await self._stage(table, _shape(group))
+        return found
 
     async def _stage(self, table: TargetTable, shape: Shape) -> str:
         key = (table, shape)
@@ -211,62 +239,52 @@ class Writer:
             self._stages[key] = name
         return name
 
-    async def write(self, step: Step) -> None:
-        """Apply one step. TargetDiverged when the target is not what the source's changes presume."""
-        if isinstance(step, MessageStep):
-            await self._hand_over(step.message)
-        elif isinstance(step, TruncateStep):
-            await self._truncate(step.truncate)
-        elif isinstance(step, RowStep) or len(step.changes) <= _FEW:
-            await self._write_rows(step.changes)
-        else:
-            await self._write_set(step)
-
-    async def _write_set(self, step: NetStep) -> None:
+    async def _write_set(self, found: _Set) -> None:
         await self._connection.execute(b"SAVEPOINT castling_set")
         try:
-            await self._write_net(step)
+            await self._write_net(found)
             self.sets += 1
         except _REPLAY:
             await self._connection.execute(b"ROLLBACK TO SAVEPOINT castling_set")
             self.replays += 1
-            await self._write_rows(step.changes)
+            await self._write_rows(found.step.changes)
         await self._connection.execute(b"RELEASE SAVEPOINT castling_set")
 
-    async def _write_net(self, step: NetStep) -> None:
-        table = await self._mapping.table(step.relation)
-        keys = step.relation.keys
-        for shape, rows in _by_shape(step.relation, self._keys_only(step, step.deletes)).items():
-            stage = await self._fill(table, shape, rows)
-            await self._run_staged(stage, delete_from_stage(stage, table, shape, keys), len(rows))
-        for shape, rows in _by_shape(step.relation, step.updates).items():
-            stage = await self._fill(table, shape, rows)
-            await self._run_staged(stage, update_from_stage(stage, table, shape, keys), len(rows))
-        for shape, rows in _by_shape(step.relation, step.inserts).items():
-            if shape.text:
-                stage = await self._fill(table, shape, rows)
-                await self._run_staged(stage, insert_from_stage(stage, table, shape), len(rows))
+    async def _write_net(self, found: _Set) -> None:
+        table, keys = found.table, found.step.relation.keys
+        for group in found.deletes:
+            stage = await self._fill(table, group)
+            await self._run_staged(stage, delete_from_stage(stage, table, _shape(group), keys), group)
+        for group in found.updates:
+            stage = await self._fill(table, group)
+            await self._run_staged(stage, update_from_stage(stage, table, _shape(group), keys), group)
+        for group in found.inserts:
+            if group.text:
+                stage = await self._fill(table, group)
+                await self._run_staged(stage, insert_from_stage(stage, table, _shape(group)), group)
             else:
-                await self._copy(copy_table(table, shape), shape, rows, len(table.columns))
+                await self._copy(copy_table(table, _shape(group)), group, len(table.columns))
 
-    async def _fill(self, table: TargetTable, shape: Shape, rows: list[Fields]) -> str:
-        stage = await self._stage(table, shape)
-        columns = ", ".join(f"c{index}" for index in shape.sent)
-        await self._copy(
-            f"COPY {stage} ({columns}) FROM STDIN (FORMAT binary)", shape, rows, len(table.columns)
-        )
+    async def _fill(self, table: TargetTable, group: Group) -> str:
+        stage = await self._stage(table, _shape(group))
+        columns = ", ".join(f"c{index}" for index in group.sent)
+        await self._copy(f"COPY {stage} ({columns}) FROM STDIN (FORMAT binary)", group, len(table.columns))
         return stage
 
-    async def _copy(self, statement: str, shape: Shape, rows: list[Fields], total: int) -> None:
+    async def _copy(self, statement: str, group: Group, width: int) -> None:
+        rows, at, count = group.rows, 0, 100
         async with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
             await copy.write(COPY_START)
-            for at in range(0, len(rows), _COPY_ROWS):
-                await copy.write(copy_rows(rows[at : at + _COPY_ROWS], shape.sent, total))
+            while at < len(rows):
+                data = copy_rows(rows[at : at + count], group.sent, width)
+                at += count
+                count = max(1, count * _COPY_BYTES // len(data))
+                await copy.write(data)
             await copy.write(COPY_END)
 
-    async def _run_staged(self, stage: str, statement: str, expected: int) -> None:
+    async def _run_staged(self, stage: str, statement: str, group: Group) -> None:
         cursor = await self._connection.execute(statement.encode())
-        if cursor.rowcount != expected:
+        if cursor.rowcount != len(group.rows):
             raise NotExact
         await self._connection.execute(f"TRUNCATE pg_temp.{stage}".encode())
 
