@@ -13,7 +13,9 @@ HOT = [
     "src/castling/kinds/postgres/messages.py",
     "src/castling/kinds/postgres/changes.py",
     "src/castling/kinds/postgres/copying.py",
+    "src/castling/kinds/postgres/copystream.py",
     "src/castling/kinds/postgres/decoder.py",
+    "src/castling/kinds/postgres/drafts.py",
 ]
 
 

@@ -13,6 +13,7 @@ from tests.real.apply_cast import Follower, random_limits
 from tests.real.pg_cast import Pair, database_pair
 
 from castling.errors import TargetError
+from castling.kinds.postgres.replication import ReplicationConnection
 from castling.kinds.postgres.target import PostgresTarget
 from castling.testing.servers import EmbeddedServer
 
@@ -162,3 +163,15 @@ async def test_a_message_that_nobody_knows_is_not_passed_over(pair: Pair) -> Non
     pair.source("SELECT pg_logical_emit_message(true, 'castling:of-tomorrow', 'x')")
     with pytest.raises(TargetError, match="castling:of-tomorrow"):
         await follower.follow()
+
+
+async def test_an_encrypted_stream_goes_through_libpq(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its path, taken here without encryption, which the server at hand does not have."""
+    monkeypatch.setattr(ReplicationConnection, "PAST_LIBPQ", False)
+    chance = random.Random(3)
+    follower = Follower(pair)
+    await follower.begin()
+    for _ in range(3):
+        _work(pair, chance, 30)
+        await follower.follow()
+        follower.assert_equal()

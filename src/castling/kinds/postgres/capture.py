@@ -24,11 +24,12 @@ from castling.errors import CastlingError, ContinuityLost, NotReplicable, Source
 from castling.journal.record import Draft, Flag, RecordType
 from castling.kinds.postgres.catalog import Table, read_tables, types_agree
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.copystream import Keepalive
 from castling.kinds.postgres.drafts import DRAFT_BYTES, DraftMaker
 from castling.kinds.postgres.heartbeat import Heartbeat
 from castling.kinds.postgres.lsn import parse_lsn
 from castling.kinds.postgres.publication import published, read_published
-from castling.kinds.postgres.replication import Keepalive, ReplicationConnection, WalData
+from castling.kinds.postgres.replication import ReplicationConnection
 from castling.kinds.postgres.session import (
     Published,
     Session,
@@ -44,8 +45,8 @@ from castling.observe import events
 
 __all__ = ["PostgresCapture", "read_source"]
 
-#: a read that gathered more than this means a backlog
-BACKLOG_BYTES = 64 << 10
+#: messages that come faster than this are a backlog, bytes per second
+BACKLOG_RATE = 2 << 20
 #: how long messages may gather while there is a backlog, seconds
 PACE_S = 0.01
 #: seconds between two status updates to the source
@@ -116,6 +117,7 @@ class PostgresCapture:
         self._told_s = 0.0
         self._asked_s: float | None = None
         self._backlog = False
+        self._gathered_s = 0.0
         self._seen_ns: int | None = None
         self._frames = 0
         self._bytes = 0
@@ -257,12 +259,11 @@ class PostgresCapture:
             await connection.wait(STATUS_S)
         maker = self._maker
         frames, before = maker.frames, maker.bytes
-        for item in connection.gather(DRAFT_BYTES):
-            if isinstance(item, WalData):
-                maker.take(item.message)
-            else:
-                self._take_keepalive(item)
-        self._backlog = maker.bytes - before > BACKLOG_BYTES
+        while (keepalive := connection.pump(maker, DRAFT_BYTES - (maker.bytes - before))) is not None:
+            self._take_keepalive(keepalive)
+        now_s = time.monotonic()
+        self._backlog = maker.bytes - before > BACKLOG_RATE * (now_s - self._gathered_s)
+        self._gathered_s = now_s
         self._frames += maker.frames - frames
         self._bytes += maker.bytes - before
         self._seen_ns = max(filter(None, (self._seen_ns, maker.heartbeat_ns)), default=None)

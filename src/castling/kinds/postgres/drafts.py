@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from typing import final
 
 from castling.errors import ContinuityLost, DecodeError
 from castling.journal.record import Draft, Flag, RecordType
@@ -35,9 +36,11 @@ PART, PART_LAST = 1, 2
 _BEGIN = struct.Struct(">cQqI")
 _COMMIT = struct.Struct(">cBQQq")
 _MESSAGE = struct.Struct(">cBQ")
+_HEARTBEAT = PREFIX.encode() + b"\0"
 _LENGTH = struct.Struct("<I")
 
 
+@final
 class DraftMaker:
     """Takes messages one by one; `ready` gives the drafts that are complete.
 
@@ -151,10 +154,12 @@ class DraftMaker:
         return end, time_us
 
     def _note_heartbeat(self, message: bytes) -> None:
-        end = message.find(b"\0", _MESSAGE.size)
-        if message[_MESSAGE.size : end] == PREFIX.encode():
+        if not message.startswith(_HEARTBEAT, _MESSAGE.size):
+            return
+        content = _MESSAGE.size + len(_HEARTBEAT) + 4
+        if content < len(message):
             with contextlib.suppress(ValueError):
-                self.heartbeat_ns = int(message[end + 5 :])
+                self.heartbeat_ns = int(message[content:])
 
     # --- drafts -------------------------------------------------------------------------------
 

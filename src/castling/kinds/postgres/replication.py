@@ -1,19 +1,25 @@
 """A replication connection on the event loop: commands, then a stream both ways.
 
-libpq does authentication, TLS and the protocol; what can block (connecting, commands) runs
+libpq does authentication, TLS and commands; what can block (connecting, commands) runs
 in a thread, the stream itself is non-blocking.
 
 A walsender flushes its socket after every change, so a reader that is always ready pays a
 wake-up for each. One that sleeps a few milliseconds and then takes all that has gathered
-is more than twice as fast; so `gather` is paced while there is a backlog, and immediate
+is more than twice as fast; so `pump` is paced while there is a backlog, and immediate
 otherwise.
+
+Where the connection is not encrypted, the stream is read from libpq's socket directly, in large portions:
+libpq hands out one message at a time, each a call and a copy. It is idle then, and never learns of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 import struct
-from typing import NamedTuple
+from typing import NoReturn
 
 import psycopg
 from psycopg import pq
@@ -22,11 +28,13 @@ from psycopg.conninfo import make_conninfo
 from castling.config import DatabaseSettings
 from castling.errors import DecodeError, SourceError, SourceUnreachable
 from castling.kinds.postgres.connect import parameters, scrubbed
+from castling.kinds.postgres.copystream import WAL_HEAD, CopyStream, Keepalive, keepalive_of
+from castling.kinds.postgres.drafts import DraftMaker
 
-__all__ = ["Keepalive", "ReplicationConnection", "WalData"]
+__all__ = ["ReplicationConnection"]
 
-_WAL = struct.Struct(">cQQq")
-_KEEPALIVE = struct.Struct(">cQqB")
+#: bytes read from the socket at once
+_PORTION = 1 << 20
 _STATUS = struct.Struct(">cQQQqB")
 #: values that travel as text have one form, in which names of the server's objects come with their
 #: schema, and nothing but us ends an idle or long connection
@@ -49,33 +57,29 @@ _OPTIONS = " ".join(
 _MICROSECONDS_1970_TO_2000 = 946_684_800_000_000
 
 
-class WalData(NamedTuple):
-    """One message of the output plugin."""
-
-    message: bytes
-
-
-class Keepalive(NamedTuple):
-    """The server has sent everything before `wal_end`; `reply`: it wants to hear from us now."""
-
-    wal_end: int
-    reply: bool
-
-
 class ReplicationConnection:
     """One connection in replication mode. Not shared between tasks."""
+
+    #: read an unencrypted stream from the socket itself
+    PAST_LIBPQ = True
 
     def __init__(self, settings: DatabaseSettings, *, application_name: str) -> None:
         self._settings = settings
         self._application = application_name
         self._connection: pq.abc.PGconn | None = None
-        self._more = False  # libpq's buffer holds messages that no socket event will tell of
+        self._more = False  # a buffer holds messages that no socket event will tell of
+        #: libpq's own socket and what was read from it, while the stream goes past libpq
+        self._socket: socket.socket | None = None
+        self._copy = CopyStream()
+        self._unsent = b""
 
     async def open(self) -> None:
         """Connect. SourceUnreachable when that fails."""
         found = parameters(
             self._settings, application_name=self._application, replication="database", options=_OPTIONS
         )
+        if os.environ.get("PGGSSENCMODE") != "require":
+            found["gssencmode"] = "disable"  # its encryption is libpq's own matter and can't be gone past
         conninfo = make_conninfo("", **found).encode()
         loop = asyncio.get_running_loop()
         connection = await loop.run_in_executor(None, pq.PGconn.connect, conninfo)
@@ -108,11 +112,14 @@ class ReplicationConnection:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, connection.exec_, command.encode())
 
-    def _refused(self, result: pq.abc.PGresult) -> None:
+    def _refused(self, result: pq.abc.PGresult) -> NoReturn:
+        message = result.error_message.decode(errors="replace")
+        self._refuse((result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode(), message)
+
+    def _refuse(self, state: str, words: str) -> NoReturn:
         connection = self._connection
         assert connection is not None
-        message = scrubbed(result.error_message.decode(errors="replace"), self._settings)
-        state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+        message = scrubbed(words, self._settings)
         if connection.status != pq.ConnStatus.OK or state[:2] in ("08", "57", "53", "55") or not state:
             raise SourceUnreachable(f"the source could not go on: {message}", sqlstate=state)
         raise SourceError(f"the source refused: {message}", sqlstate=state)
@@ -120,23 +127,54 @@ class ReplicationConnection:
     # --- the stream ---------------------------------------------------------------------------
 
     async def start(self, command: str) -> None:
-        """START_REPLICATION; from then on only `gather` and `tell`."""
-        result = await self._run(command)
-        if result.status != pq.ExecStatus.COPY_BOTH:
-            self._refused(result)
+        """START_REPLICATION; from then on only `wait`, `pump` and `tell`."""
         connection = self._connection
-        assert connection is not None
-        connection.nonblocking = 1
+        if connection is None or connection.status != pq.ConnStatus.OK:
+            raise SourceUnreachable("the replication connection is gone")
+        self._more, self._copy, self._unsent = True, CopyStream(), b""
+        if connection.ssl_in_use or not self.PAST_LIBPQ or os.environ.get("PGGSSENCMODE") == "require":
+            result = await self._run(command)
+            if result.status != pq.ExecStatus.COPY_BOTH:
+                self._refused(result)
+            connection.nonblocking = 1
+            return
+        found = socket.socket(fileno=os.dup(connection.socket))
+        found.setblocking(False)
+        try:
+            await self._start_past_libpq(found, command)
+        except BaseException:
+            found.close()
+            raise
+        self._socket = found
+
+    async def _start_past_libpq(self, found: socket.socket, command: str) -> None:
+        loop = asyncio.get_running_loop()
+        body = command.encode() + b"\0"
+        stream = self._copy
+        try:
+            await loop.sock_sendall(found, b"Q" + (len(body) + 4).to_bytes(4, "big") + body)
+            while not stream.streaming:
+                # a refused command leaves the server waiting for the next, which libpq may send
+                if stream.refusal is not None and stream.ready:
+                    self._refuse(stream.refusal.sqlstate, stream.refusal.message)
+                data = await loop.sock_recv(found, _PORTION)
+                if not data:
+                    raise SourceUnreachable("the source closed the connection")
+                stream.feed(data)
+                stream.begin()
+        except OSError as error:
+            raise SourceUnreachable(f"the connection broke: {error.strerror}") from None
 
     async def wait(self, timeout_s: float) -> None:
         """Until something can be read, or `timeout_s`."""
         connection = self._connection
-        if connection is None or connection.status != pq.ConnStatus.OK:
+        if connection is None or (self._socket is None and connection.status != pq.ConnStatus.OK):
             raise SourceUnreachable("the replication connection is gone")
         if self._more:
             return
         loop = asyncio.get_running_loop()
-        readable, watched = asyncio.Event(), connection.socket
+        readable = asyncio.Event()
+        watched = connection.socket if self._socket is None else self._socket.fileno()
         # watched only while somebody waits: what stays unread would wake the loop without end
         loop.add_reader(watched, readable.set)
         try:
@@ -147,37 +185,71 @@ class ReplicationConnection:
         finally:
             loop.remove_reader(watched)
 
-    def gather(self, max_bytes: int) -> list[WalData | Keepalive]:
-        """Everything that has arrived, up to about `max_bytes`. SourceUnreachable when the stream ended."""
-        connection = self._connection
-        if connection is None:
+    def pump(self, maker: DraftMaker, max_bytes: int) -> Keepalive | None:
+        """Give what has arrived to `maker`: until a keepalive, which is returned, or about `max_bytes`,
+        or all of it. SourceUnreachable when the stream ended."""
+        if self._connection is None:
             raise SourceUnreachable("the replication connection is closed")
-        found: list[WalData | Keepalive] = []
-        size = before = 0
+        found = self._pump_socket if self._socket is not None else self._pump_libpq
+        return found(maker, max_bytes)
+
+    def _pump_socket(self, maker: DraftMaker, max_bytes: int) -> Keepalive | None:
+        assert self._socket is not None
+        stream, limit = self._copy, maker.bytes + max_bytes
+        self._more = True
+        while maker.bytes < limit:
+            keepalive = stream.pump(maker, limit - maker.bytes)
+            if keepalive is not None:
+                return keepalive
+            if stream.refusal is not None or stream.ended:
+                self._ended("" if stream.refusal is None else stream.refusal.message)
+            if maker.bytes >= limit:
+                return None
+            try:
+                data = self._socket.recv(_PORTION)
+            except BlockingIOError:
+                self._more = False
+                return None
+            except OSError as error:
+                raise SourceUnreachable(f"the stream broke: {error.strerror}") from None
+            if not data:
+                self._ended("")
+            stream.feed(data)
+        return None
+
+    def _pump_libpq(self, maker: DraftMaker, max_bytes: int) -> Keepalive | None:
+        connection = self._connection
+        assert connection is not None
+        limit, before = maker.bytes + max_bytes, maker.bytes
         self._more = True
         try:
-            while size < max_bytes:
+            while maker.bytes < limit:
                 length, data = connection.get_copy_data(1)
                 if length > 0:
-                    found.append(_parse(data))
-                    size += length
+                    body = bytes(data)
+                    if body[0] == 0x6B:  # k
+                        return keepalive_of(body)
+                    if body[0] != 0x77 or length <= WAL_HEAD:  # w
+                        raise DecodeError(
+                            f"the replication stream holds a message of unknown kind {body[0]:#x}"
+                        )
+                    maker.take(body[WAL_HEAD:])
                 elif length < 0:
-                    self._ended(connection)
-                elif not self._more and size == before:
-                    return found
+                    result = connection.get_result()
+                    self._ended("" if result is None else result.error_message.decode(errors="replace"))
+                elif not self._more and maker.bytes == before:
+                    return None
                 else:  # libpq takes a few kilobytes at a time: ask until nothing more comes
-                    before, self._more = size, False
+                    before, self._more = maker.bytes, False
                     connection.consume_input()
         except psycopg.Error as error:
             raise SourceUnreachable(f"the stream broke: {scrubbed(str(error), self._settings)}") from None
         self._more = True
-        return found
+        return None
 
-    def _ended(self, connection: pq.abc.PGconn) -> None:
-        result = connection.get_result()
-        message = "" if result is None else result.error_message.decode(errors="replace")
+    def _ended(self, words: str) -> NoReturn:
         raise SourceUnreachable(
-            f"the source ended the stream: {scrubbed(message, self._settings) or 'it shut down'}"
+            f"the source ended the stream: {scrubbed(words, self._settings) or 'it shut down'}"
         )
 
     def tell(self, *, received: int, confirmed: int, now_ns: int) -> None:
@@ -186,24 +258,36 @@ class ReplicationConnection:
         if connection is None:
             return
         micro = now_ns // 1000 - _MICROSECONDS_1970_TO_2000
+        status = _STATUS.pack(b"r", received, confirmed, confirmed, micro, 0)
+        if self._socket is not None:
+            self._send(self._socket, b"d" + (len(status) + 4).to_bytes(4, "big") + status)
+            return
         try:
-            connection.put_copy_data(_STATUS.pack(b"r", received, confirmed, confirmed, micro, 0))
+            connection.put_copy_data(status)
             connection.flush()
         except psycopg.Error as error:
             raise SourceUnreachable(f"the stream broke: {scrubbed(str(error), self._settings)}") from None
 
+    def _send(self, found: socket.socket, message: bytes) -> None:
+        """What the server does not take now goes out before the next, which says all that it said."""
+        try:
+            if self._unsent:
+                self._unsent = self._unsent[found.send(self._unsent) :]
+            if not self._unsent:
+                self._unsent = message[found.send(message) :]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise SourceUnreachable(f"the stream broke: {error.strerror}") from None
+
     def close(self) -> None:
         self._more = False
+        if self._socket is not None:
+            # the server is told at once: libpq's goodbye would not be read in the middle of a stream
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+            self._socket = None
         if self._connection is not None:
             self._connection.finish()
             self._connection = None
-
-
-def _parse(data: bytes | memoryview) -> WalData | Keepalive:
-    kind = data[0]
-    if kind == 0x77 and len(data) > _WAL.size:
-        return WalData(bytes(data[_WAL.size :]))
-    if kind == 0x6B and len(data) == _KEEPALIVE.size:
-        _, wal_end, _, reply = _KEEPALIVE.unpack(data)
-        return Keepalive(wal_end, bool(reply))
-    raise DecodeError(f"the replication stream holds a message of unknown kind {kind:#x}")
