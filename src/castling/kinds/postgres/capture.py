@@ -28,6 +28,7 @@ from castling.kinds.postgres.copystream import Keepalive
 from castling.kinds.postgres.drafts import DRAFT_BYTES, DraftMaker
 from castling.kinds.postgres.heartbeat import Heartbeat
 from castling.kinds.postgres.lsn import parse_lsn
+from castling.kinds.postgres.pacing import Pacing
 from castling.kinds.postgres.publication import published, read_published
 from castling.kinds.postgres.replication import ReplicationConnection
 from castling.kinds.postgres.session import (
@@ -45,10 +46,6 @@ from castling.observe import events
 
 __all__ = ["PostgresCapture", "read_source"]
 
-#: messages that come faster than this are a backlog, bytes per second
-BACKLOG_RATE = 2 << 20
-#: how long messages may gather while there is a backlog, seconds
-PACE_S = 0.01
 #: seconds between two status updates to the source
 STATUS_S = 1.0
 #: seconds between two looks at what is published
@@ -116,7 +113,7 @@ class PostgresCapture:
         self._confirmed = 0
         self._told_s = 0.0
         self._asked_s: float | None = None
-        self._backlog = False
+        self._pacing = Pacing()
         self._gathered_s = 0.0
         self._seen_ns: int | None = None
         self._frames = 0
@@ -218,7 +215,7 @@ class PostgresCapture:
         self._maker = DraftMaker(resume=start, begins=begins, any_commit=any_commit)
         self._begins = self._received = begins
         self._confirmed = start
-        self._asked_s, self._backlog = None, False
+        self._asked_s, self._pacing = None, Pacing()
         self._pending = [Draft(RecordType.SESSION, token.encode(), start, Flag.KEYFRAME)]
         self._background = [asyncio.create_task(self._heartbeat.run()), asyncio.create_task(self._watch())]
         if self._is_sync:
@@ -253,8 +250,8 @@ class PostgresCapture:
         connection = self._connection
         if connection is None:
             raise SourceUnreachable("the capture is not open")
-        if self._backlog and not self._is_sync:
-            await asyncio.sleep(PACE_S)
+        if self._pacing.pause_s and not self._is_sync:
+            await asyncio.sleep(self._pacing.pause_s)
         else:
             await connection.wait(STATUS_S)
         maker = self._maker
@@ -262,7 +259,7 @@ class PostgresCapture:
         while (keepalive := connection.pump(maker, DRAFT_BYTES - (maker.bytes - before))) is not None:
             self._take_keepalive(keepalive)
         now_s = time.monotonic()
-        self._backlog = maker.bytes - before > BACKLOG_RATE * (now_s - self._gathered_s)
+        self._pacing.gathered(maker.bytes - before, now_s - self._gathered_s)
         self._gathered_s = now_s
         self._frames += maker.frames - frames
         self._bytes += maker.bytes - before
@@ -305,7 +302,7 @@ class PostgresCapture:
             self._asked_s = None
             self._tell(force=True)
         self._nudge_if_due()
-        self._guard.acknowledged(caught_up=offset == resume and not self._backlog)
+        self._guard.acknowledged(caught_up=offset == resume and not self._pacing.is_behind)
 
     def _tell(self, *, force: bool) -> None:
         now_s = time.monotonic()

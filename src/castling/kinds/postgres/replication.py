@@ -34,7 +34,7 @@ from castling.kinds.postgres.drafts import DraftMaker
 __all__ = ["ReplicationConnection"]
 
 #: bytes read from the socket at once
-_PORTION = 1 << 20
+_PORTION = 128 << 10
 _STATUS = struct.Struct(">cQQQqB")
 #: values that travel as text have one form, in which names of the server's objects come with their
 #: schema, and nothing but us ends an idle or long connection

@@ -1,0 +1,33 @@
+"""Reads are immediate while little comes, and spaced further the more there was."""
+
+from __future__ import annotations
+
+from castling.kinds.postgres.pacing import FEW, LONGEST, MANY, SHORTEST, Pacing
+
+
+def test_a_message_now_and_then_is_read_at_once() -> None:
+    pacing = Pacing()
+    for _ in range(20):
+        pacing.gathered(500, 0.005)
+        assert pacing.pause_s == 0.0 and not pacing.is_behind
+
+
+def test_a_backlog_that_comes_in_single_messages_is_noticed() -> None:
+    """One change at each look, because the reader is always there: that is what has to end."""
+    pacing = Pacing()
+    pacing.gathered(90, 0.0001)
+    assert pacing.pause_s == SHORTEST
+
+
+def test_pauses_grow_to_their_limit_and_shrink_again() -> None:
+    pacing = Pacing()
+    seen = []
+    for _ in range(8):
+        pacing.gathered(MANY + 1, 0.001)
+        seen.append(pacing.pause_s)
+    assert seen == sorted(seen) and seen[0] == SHORTEST and seen[-1] == LONGEST and pacing.is_behind
+    for _ in range(8):
+        pacing.gathered(FEW - 1, 0.001)
+    assert pacing.pause_s == SHORTEST
+    pacing.gathered(0, 0.02)
+    assert pacing.pause_s == 0.0
