@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
-HOT    := $(addprefix src/castling/kinds/postgres/,messages.py changes.py copying.py copystream.py decoder.py drafts.py)
+HOT    := $(addprefix src/castling/kinds/postgres/,messages.py changes.py copying.py copystream.py decoder.py drafts.py spool.py)
 SEEDS  ?= 10000
 START  ?= 0
 

@@ -16,6 +16,7 @@ HOT = [
     "src/castling/kinds/postgres/copystream.py",
     "src/castling/kinds/postgres/decoder.py",
     "src/castling/kinds/postgres/drafts.py",
+    "src/castling/kinds/postgres/spool.py",
 ]
 
 

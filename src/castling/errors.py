@@ -165,6 +165,14 @@ class SourceUnreachable(SourceError):
     retryable = True
 
 
+class SpoolFailed(SourceError):
+    """A large open transaction can't be kept on disk until it commits."""
+
+    code = "spool-failed"
+    exit_code = 27
+    retryable = True
+
+
 class ContinuityLost(SourceError):
     """The source is not the one, or not at the place, that the journal was written from."""
 

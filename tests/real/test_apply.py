@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from tests.real.apply_cast import Follower, random_limits
-from tests.real.pg_cast import Pair, database_pair
+from tests.real.pg_cast import Pair, captured, database_pair
 
 from castling.errors import TargetError
 from castling.kinds.postgres.replication import ReplicationConnection
@@ -175,3 +175,35 @@ async def test_an_encrypted_stream_goes_through_libpq(pair: Pair, monkeypatch: p
         _work(pair, chance, 30)
         await follower.follow()
         follower.assert_equal()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_transactions_that_are_streamed_while_open_come_to_the_same(pair: Pair, seed: int) -> None:
+    """The server streams every change as it is decoded, of transactions that overlap and undo parts."""
+    pair.source(f"ALTER DATABASE {pair.name} SET debug_logical_replication_streaming = immediate")
+    chance = random.Random(seed)
+    follower = Follower(pair)
+    await follower.begin()
+    others = [psycopg.connect(pair.east.dsn(pair.name)) for _ in range(2)]
+    try:
+        for number in range(4):
+            for at, other in enumerate(others):
+                low = 1000 * (at + 1) + 100 * number
+                other.execute(
+                    f"INSERT INTO u SELECT i, i FROM generate_series({low}, {low + 20}) i;"
+                    f" SAVEPOINT part; DELETE FROM u WHERE id > {low + 10}; ROLLBACK TO part;"
+                    f" SAVEPOINT kept; UPDATE u SET val = -val WHERE id = {low}; RELEASE kept"
+                )
+            _work(pair, chance, 20)
+            if number == 2:
+                await follower.capture()  # one of the open transactions is seen in part, then anew
+            others[0].rollback() if chance.random() < 0.3 else others[0].commit()
+        others[1].commit()
+    finally:
+        for other in others:
+            other.close()
+    async with captured(follower.stream, follower.journal) as capture:
+        await follower.journal.read_until(capture, pair.end_of_log())
+        assert capture.report()["spool"]["committed"] > 0
+    await follower.apply()
+    follower.assert_equal()

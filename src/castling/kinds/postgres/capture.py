@@ -185,7 +185,7 @@ class PostgresCapture:
         """Begin at what the slot has confirmed: the part that the journal holds already is the proof
         that the source's history is the journal's (see `drafts`)."""
         command = (
-            f"START_REPLICATION SLOT {self._name} LOGICAL 0/0 (proto_version '1',"
+            f"START_REPLICATION SLOT {self._name} LOGICAL 0/0 (proto_version '2', streaming 'on',"
             f" publication_names '{self._name}', binary '{'true' if binary else 'false'}', messages 'true')"
         )
         deadline = time.monotonic() + self.TAKEOVER_S
@@ -250,6 +250,11 @@ class PostgresCapture:
         connection = self._connection
         if connection is None:
             raise SourceUnreachable("the capture is not open")
+        if self._maker.is_unspooling:
+            self._maker.unspool(DRAFT_BYTES)
+            self._pending += self._maker.ready()
+            self._tell(force=False)
+            return
         if self._pacing.pause_s and not self._is_sync:
             await asyncio.sleep(self._pacing.pause_s)
         else:
@@ -330,6 +335,7 @@ class PostgresCapture:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        self._maker.close()
         self._pending = []
 
     def report(self) -> dict[str, Any]:
@@ -346,5 +352,11 @@ class PostgresCapture:
             "frames": self._frames,
             "bytes": self._bytes,
             "unprotected": self._unprotected,
+            "spool": {
+                "transactions": self._maker.spool.transactions,
+                "committed": self._maker.spool.committed,
+                "memory_bytes": self._maker.spool.in_memory,
+                "disk_bytes": self._maker.spool.on_disk,
+            },
             "sync": self._guard.report(),
         }

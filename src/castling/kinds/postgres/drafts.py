@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Iterator
 from typing import final
 
 from castling.errors import ContinuityLost, DecodeError
@@ -21,6 +22,7 @@ from castling.kinds.postgres.heartbeat import PREFIX
 from castling.kinds.postgres.lsn import lsn_text
 from castling.kinds.postgres.messages import pack_frames, unix_ns
 from castling.kinds.postgres.session import RESEED
+from castling.kinds.postgres.spool import Spool
 
 __all__ = ["DRAFT_BYTES", "KEYFRAME_BYTES", "PART", "PART_BYTES", "PART_LAST", "DraftMaker"]
 
@@ -42,7 +44,8 @@ _LENGTH = struct.Struct("<I")
 
 @final
 class DraftMaker:
-    """Takes messages one by one; `ready` gives the drafts that are complete.
+    """Takes messages one by one; `ready` gives the drafts that are complete. Of a transaction that was
+    streamed while it was open, drafts are made when it has committed (`unspool`).
 
     `resume`: what the journal holds already. `begins`: where the server begins to send, at or
     before it. `any_commit`: nothing has to end exactly at `resume`, because it was no commit's end.
@@ -58,6 +61,11 @@ class DraftMaker:
         self.heartbeat_ns: int | None = None
         #: the source is known to have the history that the journal was written from
         self.proven = begins >= resume or any_commit
+        #: open transactions that are streamed; one of them has committed and is being told
+        self.spool = Spool()
+        self.is_unspooling = False
+        self._unspooled: Iterator[bytes] | None = None
+        self._in_stream = False
         self._held = resume  # transactions up to here are in the journal already
         self._passing_over = False
         self._descriptions: dict[bytes, bytes] = {}
@@ -76,9 +84,44 @@ class DraftMaker:
 
     def take(self, message: bytes) -> None:
         """One message. ContinuityLost when the server shows not to be the one that was captured."""
-        kind = message[0]
         self.frames += 1
         self.bytes += len(message)
+        kind = message[0]
+        if self._in_stream:
+            if kind == 0x45:  # E
+                self._in_stream = False
+                self.spool.stop()
+            else:
+                self.spool.add(message)
+        elif kind == 0x53:  # S
+            self._in_stream = True
+            self.spool.start(message)
+        elif kind == 0x41:  # A
+            self.spool.abort(message)
+        elif kind == 0x63:  # c
+            self._unspooled = self.spool.commit(message)
+            self.is_unspooling = True
+        else:
+            self._take_whole(message)
+
+    def unspool(self, max_bytes: int) -> None:
+        """Go on with a transaction that was streamed and has committed, by about `max_bytes`. Nothing else is
+        taken before it is at its end."""
+        assert self._unspooled is not None
+        size = 0
+        for message in self._unspooled:
+            self._take_whole(message)
+            size += len(message)
+            if size >= max_bytes:
+                return
+        self._unspooled, self.is_unspooling = None, False
+
+    def close(self) -> None:
+        """Let go of what the spool holds: the server sends it again."""
+        self.spool.close()
+
+    def _take_whole(self, message: bytes) -> None:
+        kind = message[0]
         if kind == 0x42:  # B
             self._begin(message)
         elif kind in b"RY":
