@@ -45,7 +45,7 @@ class PostgresKind:
         )
 
     def decoder(self, stream: Stream) -> PostgresDecoder:
-        return PostgresDecoder(piece_bytes=max(1 << 20, stream.settings.apply_memory // 8))
+        return PostgresDecoder(piece_bytes=max(1 << 20, stream.settings.apply_memory // 4))
 
     def target(self, stream: Stream) -> PostgresTarget:
         return PostgresTarget(stream.group, _target(stream))

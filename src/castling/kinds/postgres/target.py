@@ -49,6 +49,7 @@ _SESSION = (
     # the rows of a batch are found by their key: the planner, which knows nothing of a staging table's
     # rows, would rather read the whole table for a few thousand of them
     "SET random_page_cost = 0.1",
+    "SET enable_mergejoin = off",  # it reads the index from its beginning
 )
 
 #: what passes by itself
