@@ -160,8 +160,8 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
 def read_report(path: Path, now_ns: int, stale_s: float = STALE_S) -> dict[str, Any] | None:
     """The report at `path`; None when there is none or it can't be read.
 
-    One that is older than `stale_s` and does not say that its end has stopped comes back
-    with the state `unknown` and without the figures that speak about now.
+    One that is older than `stale_s`, or comes from the future, and does not say that its end has stopped
+    comes back with the state `unknown` and without the figures that speak about now.
     """
     try:
         report: dict[str, Any] = msgspec.json.decode(path.read_bytes())
@@ -171,10 +171,14 @@ def read_report(path: Path, now_ns: int, stale_s: float = STALE_S) -> dict[str, 
         return None
     age_s = (now_ns - int(report.get("at_ns", 0))) / 1e9
     report["age_s"] = round(age_s, 3)
-    if age_s > stale_s and report.get("state") not in ("stopped", "failed"):
+    if not -1 <= age_s <= stale_s and report.get("state") not in ("stopped", "failed"):
         report["last_state"] = report.get("state")
         report["state"] = "unknown"
-        report["detail"] = f"no word from this end for {age_s:.0f} s"
+        report["detail"] = (
+            f"no word from this end for {age_s:.0f} s"
+            if age_s > 0
+            else "this end's last word is from the future: the clock was set back"
+        )
         report["rpo_s"] = None
         report["apply_lag_s"] = None
     return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.real.fault_cast import bank_cluster, injected, proven_equal
 
-from castling.testing.faults import FaultKind, StrictReader, schedule
+from castling.testing.faults import KILLS, FaultKind, StrictReader, schedule
 
 _SUM = "SELECT sum(balance) FROM account"
 
@@ -21,22 +21,24 @@ def _survives(seed: int, number: int, **group: object) -> None:
             f"the replica has shown states that the source never had: {reader.answers}"
         )
         assert reader.reads > 20
-        assert sum(done.values()) >= number * 2 // 3, done
+        assert sum(done.values()) >= number * 9 // 10, done
+        # at least 200 in all runs of `make test-faults`, two dozen in `make test`
+        assert sum(done[kind] for kind in KILLS) >= number * 9 // 20, done
 
 
 @pytest.mark.timeout(400)
 def test_a_few_dozen_faults() -> None:
-    _survives(seed=1, number=30)
+    _survives(seed=1, number=40)
 
 
 @pytest.mark.timeout(400)
 def test_faults_in_sync_delivery() -> None:
-    _survives(seed=2, number=14, delivery="sync", on_sync_loss="wait")
+    _survives(seed=2, number=16, delivery="sync", on_sync_loss="wait")
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("seed", range(100, 106))
+@pytest.mark.parametrize("seed", range(100, 107))
 def test_many_faults(seed: int) -> None:
     _survives(seed, number=50)
 

@@ -17,9 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from link_cast import Backup, Source, make_sender, until
 
-from castling.config import LinkSettings
+from castling.config import Config, GroupSettings, InstallationSettings, LinkSettings
 from castling.errors import CastlingError, ConfigError, LinkError, LinkForeign, LinkRefused
+from castling.groups.source import SourceEnd
 from castling.host import RealHost
+from castling.kinds.base import Stream
 from castling.link import channel as channel_module
 from castling.link.authority import create_authority, issue, new_key_and_csr
 from castling.link.feed import CaptureFeed
@@ -206,6 +208,29 @@ async def test_a_node_can_not_speak_for_another(line: Line) -> None:
     sender = make_sender(line.proxy.address, tls=north, node="east", installation=north.installation)
     with pytest.raises(LinkRefused, match="north says that it is east"):
         await sender.connect()
+
+
+async def test_the_source_end_sends_to_its_backup_and_to_no_other_node(line: Line) -> None:
+    """Any node of the installation could acknowledge what it never wrote: who answers must be the backup."""
+    east = line.installation.node("east")
+    group = GroupSettings(kind="postgres", primary="east", backups=["north"], databases={})
+    config = Config(installation=InstallationSettings(name="acme"), nodes={}, groups={"orders": group})
+    stream = Stream("orders", "north", group, config)
+    end = SourceEnd(
+        RealHost(),
+        stream,
+        address=line.proxy.address,
+        tls=east,
+        installation=east.installation,
+        node="east",
+        epoch=1,
+        capture=line.source,
+        seed_source=line.source,
+    )
+    with pytest.raises(LinkForeign, match="is node west, not north"):
+        await end._sender.connect()
+    with pytest.raises(LinkForeign, match="is node west, not north"):
+        await end._bulk_client.open()
 
 
 async def test_a_node_that_is_not_the_primary_may_not_send(line: Line) -> None:

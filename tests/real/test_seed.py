@@ -321,6 +321,29 @@ async def test_a_copy_that_broke_off_is_begun_again(pair: Pair, kind: type, call
     assert _shape(pair, source=False) == _shape(pair, source=True)
 
 
+async def test_the_progress_of_a_copy_before_does_not_survive_the_next(pair: Pair) -> None:
+    """Neither its progress nor what the new copy says may depend on what a crash of the target leaves."""
+    pair.source(_PLAIN)
+    stream = pair.stream(seed=_CREATE)
+    await seeded(stream)
+    pair.target("UPDATE castling.progress SET lsn = 'FFFF/0'")  # as if the source of before had been further
+    pair.west.execute("CHECKPOINT")
+    async with ends(stream) as (seed, target):
+        await seed.begin()
+        with pytest.raises(TargetUnreachable, match="cut by the test"):
+            await seed.run(Stopping(target, Chunk, call=1, where="before"))
+    pair.west.kill()
+    pair.west.start_again()
+    assert pair.target("SELECT * FROM castling.progress") == []
+    await seeded(stream)
+    pair.west.kill()  # at once: nothing has been written behind it
+    pair.west.start_again()
+    assert pair.target("SELECT finished_at IS NOT NULL FROM castling.seed") == [(True,)]
+    assert pair.target("SELECT lsn < 'FFFF/0' FROM castling.progress") == [(True,)]
+    await applied(stream, pair)
+    assert differences(pair) == []
+
+
 async def test_a_copy_cancelled_in_a_chunk_leaves_nothing_in_the_way(pair: Pair) -> None:
     """As when its process is stopped; what it held on either server goes with its connections."""
     pair.source(_PLAIN)

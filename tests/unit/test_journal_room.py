@@ -21,7 +21,7 @@ from castling.errors import JournalFull
 from castling.journal.journal import Journal
 from castling.journal.reader import JournalReader
 from castling.journal.record import Draft, Flag, Position, RecordType
-from castling.journal.retention import Closed, releasable
+from castling.journal.retention import Closed, forecast_full_s, releasable
 from castling.journal.segment import encode
 from castling.testing.sim.disk import SimDisk
 
@@ -247,3 +247,10 @@ async def test_a_released_journal_goes_on_where_it_was() -> None:
     )
     again = Journal.open(host.after_power_loss(), _DIR, group="bank", segment_bytes=_SEGMENT)
     assert again.tail == tail and again.tail.session == draft(51).payload
+
+
+def test_the_forecast_of_a_full_disk_is_now_even_when_nothing_can_be_written() -> None:
+    assert forecast_full_s(free_bytes=5, min_free=10, bytes_per_s=0.0) == 0.0
+    assert forecast_full_s(free_bytes=5, min_free=10, bytes_per_s=None) == 0.0
+    assert forecast_full_s(free_bytes=110, min_free=10, bytes_per_s=10.0) == 10.0
+    assert forecast_full_s(free_bytes=110, min_free=10, bytes_per_s=0.0) is None

@@ -71,6 +71,14 @@ def test_a_stopped_end_stays_stopped(tmp_path):
     assert found is not None and found["state"] == "failed"
 
 
+def test_a_report_from_the_future_is_unknown(tmp_path):
+    """The clock was set back: how old it is, nobody knows."""
+    path = tmp_path / "end.json"
+    write_report(path, {"at_ns": 4000 * SECOND, "state": "running", "rpo_s": 0.0})
+    found = read_report(path, 400 * SECOND)
+    assert (found["state"], found["last_state"], found["rpo_s"]) == ("unknown", "running", None)
+
+
 def test_a_missing_or_damaged_report_is_none(tmp_path):
     path = tmp_path / "west.source.json"
     assert read_report(path, 0) is None

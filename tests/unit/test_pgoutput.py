@@ -752,3 +752,50 @@ def test_heartbeats_are_noted() -> None:
     assert maker.heartbeat_ns is None
     maker.take(logical("castling.heartbeat", b"1700000000000000000"))
     assert maker.heartbeat_ns == 1_700_000_000_000_000_000
+
+
+# --- after a rest -----------------------------------------------------------------------------
+
+
+def rested(messages: list[bytes], *, begins: int) -> DraftMaker:
+    """The journal's last transaction ends at 600, and a session rests at 1000 behind it."""
+    maker = DraftMaker(resume=1000, begins=begins, any_commit=False, last_commit=600)
+    for message in messages:
+        maker.take(message)
+    return maker
+
+
+def test_a_source_that_rested_goes_on() -> None:
+    after = [begin(1100), commit(1100, 1110)]
+    assert rested(after, begins=1000).proven
+    assert rested(after, begins=700).proven
+    before = [begin(590), commit(590, 600)]
+    assert not rested([], begins=500).proven
+    maker = rested(before + after, begins=500)
+    assert maker.proven and maker.resume == maker.last_commit == 1110
+
+
+@pytest.mark.parametrize("begins", [500, 650])
+def test_a_source_that_was_restored_to_before_a_rest_is_noticed(begins: int) -> None:
+    with pytest.raises(ContinuityLost):
+        rested([begin(700), commit(700, 730)], begins=begins)
+
+
+def test_a_restored_source_that_has_nothing_of_ours_is_noticed() -> None:
+    with pytest.raises(ContinuityLost):
+        rested([begin(1100), commit(1100, 1110)], begins=500)
+
+
+def test_very_many_descriptions_make_several_records_of_a_keyframe() -> None:
+    maker = DraftMaker(resume=0, begins=0, any_commit=True)
+    maker.take(begin(100))
+    for oid in range(6000):
+        maker.take(b"R" + i32(oid) + bytes(3000))
+    maker.take(commit(100, 110))
+    maker.ready()
+    maker.take(begin(200))
+    maker.take(commit(200, 210))
+    drafts = maker.ready()
+    assert [draft.flags for draft in drafts] == [Flag.KEYFRAME, *[Flag.NONE] * (len(drafts) - 1)]
+    assert max(len(draft.payload) for draft in drafts) < 2 << 20
+    assert sum(1 for draft in drafts for _ in frames(draft.payload)) == 6002

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from castling.cli.output import Result, columns, say
 from castling.cli.session import Session, command
-from castling.errors import FindingsExist
+from castling.errors import CastlingError, FindingsExist
 from castling.testing.bank import Bank, create_bank, lost, total_balance
 from castling.testing.cluster import Cluster, wait_for
 from castling.testing.compare import Comparison, compare
@@ -262,6 +262,10 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _write(report: Path, found: dict[str, Any]) -> None:
+    report.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def _demo(
     session: Session,
     report: Annotated[
@@ -287,11 +291,19 @@ def _demo(
     """
     signal.signal(signal.SIGTERM, _terminated)
     say("setting up two PostgreSQL servers as two nodes, east and west, each with its own agent")
-    with Cluster(parent=folder) as cluster:
-        outcome = _Demo(cluster, rows=rows, seconds=seconds).run()
+    if report is not None:
+        # until something was proven, the file says that nothing is
+        _write(report, {"ok": False, "error": "the demonstration did not come to its end"})
+    try:
+        with Cluster(parent=folder) as cluster:
+            outcome = _Demo(cluster, rows=rows, seconds=seconds).run()
+    except CastlingError as error:
+        if report is not None:
+            _write(report, {"ok": False, "error": error.as_json()})
+        raise
     found = verdict(outcome)
     if report is not None:
-        report.write_text(json.dumps(found, indent=1) + "\n")
+        _write(report, found)
     for difference in outcome.comparison.differences:
         say(f"differs: {difference.table}: {difference.what} {difference.rows[:2]}")
     return Result(found, _table(found), 0 if found["ok"] else FindingsExist.exit_code)

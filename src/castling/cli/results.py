@@ -58,6 +58,7 @@ _FINDINGS = (
     ("findings[].context", "more, by name; depends on the code"),
 )
 _LAG = (("p50", "median"), ("p99", "99th percentile"), ("max", "greatest"), ("samples", "commits measured"))
+_WARNING = (("code", "stable word"), ("message", "for people"), ("hint", "what to do"))
 _STAGES = ("captured", "hardened", "applied", "released")
 _STATES = "starting, seeding, running, waiting, pausing (starts again soon), stopped, failed, unknown"
 _STREAM = (
@@ -74,6 +75,8 @@ _STREAM = (
     ("apply_lag_s", "age of the oldest hardened commit that is not applied, seconds; null: unknown"),
     ("apply_lag", "seconds from commit to applied"),
     *((f"apply_lag.{key}", text) for key, text in _LAG),
+    ("warnings", "what does not stop the stream, but leaves something unprotected or will stop it"),
+    *((f"warnings.*.{key}", text) for key, text in _WARNING),
     ("seed", "the first copy: phase, rows, rows_total, bytes, bytes_total, started_ns, tables_done, "
      "tables_total, eta_s; null before it"),
     ("ends", "each end's own report, by source, receive, apply"),

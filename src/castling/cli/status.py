@@ -76,6 +76,7 @@ def details(tree: Json) -> str:
         for end, view in stream["ends"].items():
             lines += _trouble(stream["backup"], end, view)
         lines += _room(stream)
+        lines += _warnings(stream)
     return "\n".join(lines)
 
 
@@ -138,10 +139,20 @@ def _room(stream: Json) -> list[str]:
     return [f"journal on {stream['backup']}: full in {left} at this rate ({free} free)"]
 
 
+def _warnings(stream: Json) -> list[str]:
+    lines = []
+    for warning in stream.get("warnings") or ():  # an agent of before has none
+        lines.append(f"{stream['backup']}: warning[{warning['code']}]: {warning['message']}")
+        if warning.get("hint"):
+            lines.append(f"  hint: {warning['hint']}")
+    return lines
+
+
 def one_line(tree: Json) -> Iterable[str]:
     """A line per stream for a watch off a terminal; figures that always move are left out."""
     for stream in tree["streams"]:
         errors = [view["error"]["code"] for view in stream["ends"].values() if view.get("error")]
+        errors += [warning["code"] for warning in stream.get("warnings") or ()]
         told = f"{tree['group']} to {stream['backup']}: {stream['state']}"
         told += f", link {stream['link']}, {stream['mode']}"
         if _seeding(stream):

@@ -201,7 +201,6 @@ def _crash(request: Request, error: Exception) -> Response:
         "agent.request_crashed",
         path=request.url.path,
         error=type(error).__name__,
-        message=str(error),
         at=frames,
     )
     return _failure(CastlingError("the agent met an error it does not know; see its log"), 500)

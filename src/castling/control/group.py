@@ -57,6 +57,9 @@ class Groups:
         for stream in tree["streams"]:
             if stream["state"] != "running":
                 reasons.append(f"{stream['backup']}: {stream['state']}")
+            reasons += [
+                f"{stream['backup']}: {warning['message']}" for warning in stream.get("warnings") or ()
+            ]
             for figure in ("rpo_s", "apply_lag_s"):
                 value = stream[figure]
                 if value is None:

@@ -49,6 +49,11 @@ STREAM_METRICS = (
         _at("apply_lag_s"),
     ),
     Figure(
+        "castling_warnings",
+        "What leaves something unprotected, or will stop the stream, without stopping it now.",
+        lambda view: float(len(view.get("warnings") or ())),
+    ),
+    Figure(
         "castling_stream_running",
         "1 when every end of the stream runs, else 0.",
         lambda view: float(view["state"] == "running"),

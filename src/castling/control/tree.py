@@ -102,8 +102,15 @@ def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> 
         "apply_lag_s": apply.get("apply_lag_s"),
         "apply_lag": apply.get("apply_lag"),
         "seed": source.get("seed"),
+        "warnings": _warnings(found),
         "ends": {str(name): end for name, end in found.items()},
     }
+
+
+def _warnings(ends: dict[EndName, Report]) -> list[Report]:
+    """What does not stop the stream, but leaves something unprotected or will stop it."""
+    parts = [end.get(part) or {} for end in ends.values() for part in ("capture", "target")]
+    return [warning for part in parts for warning in part.get("warnings") or ()]
 
 
 def _worst(states: Iterable[str]) -> str:

@@ -153,11 +153,17 @@ class ReceiveEnd:
                 now_ns=self._host.wall_ns(),
             )
 
+    def _free_bytes(self) -> int | None:
+        try:
+            return self._host.disk.free_bytes(self._folder)
+        except OSError:
+            return None
+
     def report(self) -> dict[str, Any]:
         """Figures for the report tree."""
         hardened = self.journal.hardened
         rate = self._rate.per_second()
-        free = self._host.disk.free_bytes(self._folder)
+        free = self._free_bytes()
         min_free = self._settings.retention.min_free
         return {
             "positions": {"hardened": str(hardened.position)},
@@ -168,7 +174,9 @@ class ReceiveEnd:
                 "bytes": self.journal.size_bytes(),
                 "free_bytes": free,
                 "bytes_per_s": rate,
-                "full_in_s": forecast_full_s(free_bytes=free, min_free=min_free, bytes_per_s=rate),
+                "full_in_s": None
+                if free is None
+                else forecast_full_s(free_bytes=free, min_free=min_free, bytes_per_s=rate),
                 "epoch": self.journal.epoch,
             },
         }

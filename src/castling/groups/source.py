@@ -29,6 +29,9 @@ from castling.together import run_together
 
 __all__ = ["SourceEnd"]
 
+#: how long a heartbeat may be late, at most, before the source's state is unknown, seconds
+PATIENCE_S = 5.0
+
 
 class _KindBulk:
     """The kind's view of the bulk channel: its calls are wrapped so that the far end can tell them
@@ -100,7 +103,9 @@ class SourceEnd:
         self._settings = stream.settings
         self._capture = capture
         self._seed_source = seed_source
-        hello = HelloInfo(group=stream.group, node=node, epoch=epoch, installation=installation)
+        hello = HelloInfo(
+            group=stream.group, node=node, epoch=epoch, installation=installation, peer=stream.backup
+        )
         self._sender = Sender(host, address, tls, hello, stream.settings.link)
         self._bulk_client = BulkClient(
             host, address, tls, hello, stream.settings.link, pace=self._sender.pace
@@ -192,13 +197,19 @@ class SourceEnd:
     def rpo_s(self) -> float | None:
         """Age of the oldest source commit that is not hardened on the backup, in seconds.
 
-        0 only while the heartbeats through the source arrive and nothing is outstanding;
-        None (unknown) as soon as the source has not been heard for three heartbeats.
+        0 only while the source is there, its heartbeats arrive and nothing is outstanding; None (unknown)
+        as soon as it is known to be away, or has not been heard for as long as it should have been.
         """
         now_ns = self._host.wall_ns()
         capture = self._capture.report()
         sent_ns, seen_ns = capture.get("heartbeat_sent_ns"), capture.get("heartbeat_seen_ns")
-        if sent_ns is None or now_ns - sent_ns > (3 * self._settings.heartbeat + 1) * 1e9:
+        heartbeat = self._settings.heartbeat
+        patience_s = heartbeat + min(2 * heartbeat + 1, PATIENCE_S)
+        if (
+            capture.get("source") != "up"
+            or sent_ns is None
+            or not -1 <= (now_ns - sent_ns) / 1e9 <= patience_s
+        ):
             return None
         ages = [age for age in (self.lag.oldest_s(now_ns),) if age is not None]
         if seen_ns is None or seen_ns < sent_ns:

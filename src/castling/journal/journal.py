@@ -349,7 +349,10 @@ class Journal:
         now_s = self._host.monotonic()
         if now_s - self._space_checked_s < self.SPACE_S:
             return
-        free = self._host.disk.free_bytes(self._directory)
+        try:
+            free = self._host.disk.free_bytes(self._directory)
+        except OSError as error:
+            raise self._explain(error) from error
         if free < self._min_free:
             raise JournalFull(
                 f"{self._directory} has {free >> 20} MiB free, less than the {self._min_free >> 20} MiB kept",

@@ -41,6 +41,8 @@ def releasable(
 
 def forecast_full_s(*, free_bytes: int, min_free: int, bytes_per_s: float | None) -> float | None:
     """Seconds until the disk has no room left at the present rate; None: not in sight or unknown."""
+    if free_bytes <= min_free:
+        return 0.0
     if bytes_per_s is None or bytes_per_s <= 0:
         return None
     return max(0.0, (free_bytes - min_free) / bytes_per_s)

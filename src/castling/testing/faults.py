@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import psycopg
 from castling.errors import StateError
 from castling.testing.cluster import Cluster
 
-__all__ = ["Fault", "FaultKind", "StrictReader", "inject", "schedule"]
+__all__ = ["KILLS", "Fault", "FaultKind", "StrictReader", "inject", "schedule"]
 
 
 class FaultKind(enum.StrEnum):
@@ -37,6 +36,13 @@ class FaultKind(enum.StrEnum):
     END_BACKENDS_EAST = "Castling's sessions on east are terminated"
     END_BACKENDS_WEST = "Castling's sessions on west are terminated"
 
+
+#: the kinds that are a `kill -9`
+KILLS = frozenset(
+    kind for kind in FaultKind if kind.value.startswith("kill -9") or kind.value.endswith("crashes")
+)
+#: how long a process to kill is waited for, seconds
+BACK_S = 10.0
 
 _WEIGHTS = {
     FaultKind.KILL_SOURCE: 6,
@@ -77,18 +83,23 @@ def schedule(seed: int, number: int) -> list[Fault]:
 
 
 def inject(cluster: Cluster, fault: Fault) -> bool:
-    """Do it. False when there was nothing to break: the process to kill is not back yet."""
+    """Do it. False when there was nothing to break: the process to kill did not come back in time."""
     time.sleep(fault.before_s)
     return _INJECT[fault.kind](cluster, fault)
 
 
 def _kill(end: str) -> Callable[[Cluster, Fault], bool]:
     def kill(cluster: Cluster, fault: Fault) -> bool:
-        try:
-            cluster.kill(end)
-        except (StateError, ProcessLookupError):
-            return False
-        return True
+        # a process that has only just died is waited for, and hit as soon as it is back
+        deadline = time.monotonic() + BACK_S
+        while time.monotonic() < deadline:
+            try:
+                cluster.kill(end)
+            except (StateError, ProcessLookupError):
+                time.sleep(0.05)
+            else:
+                return True
+        return False
 
     return kill
 
@@ -125,7 +136,7 @@ def _corrupt(cluster: Cluster, fault: Fault) -> bool:
 def _crash(node: str) -> Callable[[Cluster, Fault], bool]:
     def crash(cluster: Cluster, fault: Fault) -> bool:
         server = cluster.servers[node]
-        server.stop(signal.SIGQUIT)
+        server.kill()
         time.sleep(fault.lasts_s)
         server.start_again()
         return True

@@ -141,10 +141,10 @@ class PostgresCapture:
         except BaseException:
             connection.close()
             raise
-        any_commit = start == source.created_lsn or (
-            known is not None and known.rests and known.start_lsn == resume
-        )
-        self._begin(connection, token, begins=begins, any_commit=any_commit)
+        rests = known is not None and known.rests and known.start_lsn == resume
+        last_commit = known.last_commit if known is not None and rests else None
+        any_commit = start == source.created_lsn or (rests and last_commit is None)
+        self._begin(connection, token, begins=begins, any_commit=any_commit, last_commit=last_commit)
 
     async def _look(self, known: Session | None) -> tuple[Published, list[Table]]:
         """What is published, proven to be what `known` says; and the published tables."""
@@ -208,11 +208,17 @@ class PostgresCapture:
         await asyncio.sleep(0.1)
 
     def _begin(
-        self, connection: ReplicationConnection, token: Session, *, begins: int, any_commit: bool
+        self,
+        connection: ReplicationConnection,
+        token: Session,
+        *,
+        begins: int,
+        any_commit: bool,
+        last_commit: int | None,
     ) -> None:
         self._connection, self._session, self._failure = connection, token, None
         start = token.start_lsn
-        self._maker = DraftMaker(resume=start, begins=begins, any_commit=any_commit)
+        self._maker = DraftMaker(resume=start, begins=begins, any_commit=any_commit, last_commit=last_commit)
         self._begins = self._received = begins
         self._confirmed = start
         self._asked_s, self._pacing = None, Pacing()
@@ -286,7 +292,9 @@ class PostgresCapture:
         elif now_s - self._asked_s > SHUTDOWN_S:
             raise SourceUnreachable("the source shuts down and is not kept waiting for the backup")
         if not maker.in_transaction and keepalive.wal_end > maker.resume and self._session is not None:
-            token = msgspec.structs.replace(self._session, start_lsn=keepalive.wal_end, rests=True)
+            token = msgspec.structs.replace(
+                self._session, start_lsn=keepalive.wal_end, rests=True, last_commit=maker.last_commit
+            )
             maker.rest(token.encode(), keepalive.wal_end)
         self._tell(force=True)
 
@@ -338,10 +346,24 @@ class PostgresCapture:
         self._maker.close()
         self._pending = []
 
+    def _warnings(self) -> list[dict[str, Any]]:
+        if not self._unprotected:
+            return []
+        shown = ", ".join(self._unprotected[:5]) + (", …" if len(self._unprotected) > 5 else "")
+        return [
+            {
+                "code": "tables-unprotected",
+                "message": f"{len(self._unprotected)} of the group's tables are not carried: {shown}",
+                "hint": "they were made while the group ran: make them on the target too, then"
+                " `castling group start GROUP --reseed`, or exclude them",
+            }
+        ]
+
     def report(self) -> dict[str, Any]:
         flush, resume = self._heartbeat.flush_lsn, self._maker.resume
         return {
             "source": "up" if self._heartbeat.is_up else "down",
+            "warnings": self._warnings(),
             "slot": self._name,
             "binary": None if self._session is None else self._session.binary,
             "captured_offset": resume or None,

@@ -49,9 +49,10 @@ class DraftMaker:
 
     `resume`: what the journal holds already. `begins`: where the server begins to send, at or
     before it. `any_commit`: nothing has to end exactly at `resume`, because it was no commit's end.
+    `last_commit`: where the last transaction that the journal holds ends, if that is before `resume`.
     """
 
-    def __init__(self, *, resume: int, begins: int, any_commit: bool) -> None:
+    def __init__(self, *, resume: int, begins: int, any_commit: bool, last_commit: int | None = None) -> None:
         #: end of the last commit taken, where capture would go on
         self.resume = resume
         self.in_transaction = False
@@ -60,7 +61,11 @@ class DraftMaker:
         #: what the last heartbeat that came through said, wall clock of its sender
         self.heartbeat_ns: int | None = None
         #: the source is known to have the history that the journal was written from
-        self.proven = begins >= resume or any_commit
+        self.last_commit = resume if last_commit is None else last_commit
+        self.proven = begins >= self.last_commit or any_commit
+        #: a transaction that ends behind the last one and before `resume` is of another history
+        self._strict = not any_commit
+        self._last_held = self.last_commit
         #: open transactions that are streamed; one of them has committed and is being told
         self.spool = Spool()
         self.is_unspooling = False
@@ -168,15 +173,15 @@ class DraftMaker:
 
     def _pass_over(self, message: bytes) -> None:
         end = self._end_of(message)[0]
-        if end > self._held:
+        if end > self._held or (self._strict and end > self._last_held):
             raise self._other_history()
-        self.proven = self.proven or end == self._held
+        self.proven = self.proven or end == self._last_held
         self.in_transaction = self._passing_over = False
         self._since_keyframe = KEYFRAME_BYTES  # descriptions that were passed over are needed later
 
     def _other_history(self) -> ContinuityLost:
         return ContinuityLost(
-            f"the source has no commit that ends at {lsn_text(self._held)}, where the journal ends:"
+            f"the source has no commit that ends at {lsn_text(self._last_held)}, as the journal's last does:"
             " it was restored to an older state and has gone on from there",
             hint=RESEED,
         )
@@ -186,7 +191,7 @@ class DraftMaker:
         if end < self.resume:
             raise DecodeError("a Commit message ends before the one before it")
         self.in_transaction = False
-        self.resume = end
+        self.resume = self.last_commit = end
         self._commits.append(unix_ns(time_us))
 
     @staticmethod
@@ -209,9 +214,12 @@ class DraftMaker:
     def _begin_keyframe(self) -> None:
         """Begin a draft in which decoding can begin: every description first."""
         self._close()
-        self._messages = list(self._descriptions.values())
-        self._size = sum(len(message) + 4 for message in self._messages)
         self._flags = Flag.KEYFRAME
+        for message in self._descriptions.values():
+            self._messages.append(message)
+            self._size += len(message) + 4
+            if self._size >= DRAFT_BYTES:
+                self._close()
         self._since_keyframe = 0
 
     def _close(self) -> None:

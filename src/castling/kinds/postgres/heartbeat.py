@@ -46,12 +46,15 @@ class Heartbeat:
         self._wanted.set()
 
     async def run(self) -> None:
-        while True:
-            try:
-                await self._beat()
-            except (CastlingError, psycopg.Error, TimeoutError):
-                self.is_up = False
-            await asyncio.sleep(self._interval_s)
+        try:
+            while True:
+                try:
+                    await self._beat()
+                except (CastlingError, psycopg.Error, TimeoutError):
+                    self.is_up = False
+                await asyncio.sleep(self._interval_s)
+        finally:
+            self.is_up = False  # nobody asks any more
 
     async def _beat(self) -> None:
         connection = await connect(self._settings, application_name=self._application)

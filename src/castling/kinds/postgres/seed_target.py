@@ -77,7 +77,8 @@ class PostgresSeedTarget:
                 sqlstate=error.sqlstate,
             ) from error
 
-    async def _connect(self) -> AsyncConnection[Any]:
+    async def _connect(self, *, durable: bool = False) -> AsyncConnection[Any]:
+        """`durable`: what is committed survives a crash; rows need not, before the copy is finished."""
         connection = await connect(
             self._settings, application_name=f"castling seed {self._group}", error=TargetUnreachable
         )
@@ -89,7 +90,7 @@ class PostgresSeedTarget:
             "SET IntervalStyle = postgres",
             "SET lc_monetary = 'C'",
             "SET statement_timeout = 0",
-            "SET synchronous_commit = off",
+            f"SET synchronous_commit = {'on' if durable else 'off'}",
         ):
             await connection.execute(statement.encode())
         return connection
@@ -97,8 +98,9 @@ class PostgresSeedTarget:
     # --- beginning ----------------------------------------------------------------------------
 
     async def _begin(self, request: Begin) -> bytes:
-        """Make sure the tables are empty, or are ours to empty."""
-        connection = await self._connect()
+        """Make sure the tables are empty, or are ours to empty. The progress of a copy before is forgotten:
+        what it stands for is thrown away."""
+        connection = await self._connect(durable=True)
         try:
             await progress.end_sessions(connection, self._group)
             await connection.execute((_STATE + CREATE_EMPTIED + progress.CREATE_PROGRESS).encode())
@@ -114,7 +116,7 @@ class PostgresSeedTarget:
                 "ON CONFLICT (stream) DO UPDATE SET finished_at = NULL, tables = %(t)s",
                 {"s": self._group, "t": sorted(ours | set(tables)), "c": request.create},
             )
-            for table in ("seed_chunk", "seed_emptied"):
+            for table in ("seed_chunk", "seed_emptied", "progress"):
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (self._group,)
                 )
@@ -209,7 +211,7 @@ class PostgresSeedTarget:
         )
 
     async def _note(self, change: str) -> None:
-        connection = await self._connect()
+        connection = await self._connect(durable=True)
         try:
             await connection.execute(
                 f"UPDATE castling.seed SET {change} WHERE stream = %s".encode(), (self._group,)
@@ -244,7 +246,7 @@ class PostgresSeedTarget:
     async def _finish(self, request: Finish) -> bytes:
         if self._begun is None:
             raise StateError("a first copy was finished though none was begun")
-        connection = await self._connect()
+        connection = await self._connect(durable=True)
         try:
             if self._archive is not None:
                 # a copy that broke off here before has left the same indexes and constraints

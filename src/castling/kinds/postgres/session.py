@@ -42,7 +42,8 @@ class Session(msgspec.Struct, frozen=True):
     """`start_lsn`: where this session of capture began. `created_lsn`: where the slot was made.
 
     `tables`: identifiers of the published tables, empty when there are too many; `tables_digest` of all.
-    `rests`: it begins where the source had nothing more for us, and not at a commit's end.
+    `rests`: it begins where the source had nothing more for us, and not at a commit's end; the last commit
+    before it ended at `last_commit`.
     """
 
     system_id: str
@@ -57,6 +58,7 @@ class Session(msgspec.Struct, frozen=True):
     tables: list[int] = []
     tables_digest: str = ""
     rests: bool = False
+    last_commit: int | None = None
     v: int = _VERSION
 
     def encode(self) -> bytes:
