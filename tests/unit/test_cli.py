@@ -480,3 +480,10 @@ def test_the_first_copy_has_a_bar() -> None:
     }
     told = details(tree(state="seeding", seed=seed))
     assert "50%" in told and "500 rows" in told and "table 1 of 3" in told and "12.0s left" in told
+
+
+def test_what_is_carried_beside_rows_has_a_line() -> None:
+    told = details(tree(beside={"sequences": {"carried": 7, "as_of_s": 0.4}, "x": {"carried": 0}}))
+    assert "sequences to west: 7 carried, 0.4s old" in told
+    assert "x to west" not in told
+    assert "sequences to west: unknown carried, unknown old" in details(tree(beside={"sequences": {}}))

@@ -125,3 +125,20 @@ def test_an_unknown_figure_has_no_sample() -> None:
     unknown = render([group_tree(CONFIG, "orders", ends(source={"rpo_s": None}))]).decode()
     assert "castling_rpo_seconds{" not in unknown
     assert "castling_link_rtt_seconds{" not in unknown
+
+
+def test_what_is_carried_beside_the_changes_is_as_old_as_what_the_target_has() -> None:
+    def age(source: dict[str, Any], target: dict[str, Any], at_ns: int | None = 10_000_000_000) -> Any:
+        found = stream(
+            source={"at_ns": at_ns, "capture": {"beside": {"sequences": source}}},
+            apply={"target": {"beside": {"sequences": target}}},
+        )
+        return found["beside"]["sequences"]["as_of_s"]
+
+    told = {"carried": 3, "looked_ns": 9_000_000_000, "told_ns": 5_000_000_000}
+    assert age(told, {"applied_ns": 5_000_000_000}) == 1.0
+    assert age(told, {"applied_ns": 4_000_000_000}) == 6.0
+    assert age(told, {"applied_ns": None}) is None
+    assert age({"looked_ns": None, "told_ns": None}, {}) is None
+    assert age(told, {"applied_ns": 5_000_000_000}, at_ns=None) is None
+    assert stream()["beside"] == {}

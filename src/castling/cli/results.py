@@ -77,6 +77,8 @@ _STREAM = (
     *((f"apply_lag.{key}", text) for key, text in _LAG),
     ("warnings", "what does not stop the stream, but leaves something unprotected or will stop it"),
     *((f"warnings.*.{key}", text) for key, text in _WARNING),
+    ("beside", "what is carried beside the changes, by name (sequences, …): carried, as_of_s (age of what "
+     "the target has), looked_ns, told_ns, applied_ns and more; null for what is not known"),
     ("seed", "the first copy: phase, rows, rows_total, bytes, bytes_total, started_ns, tables_done, "
      "tables_total, eta_s; null before it"),
     ("ends", "each end's own report, by source, receive, apply"),
@@ -200,6 +202,7 @@ _OPEN = (
     "findings[].context",
     "streams[].ends.*",
     "streams[].seed",
+    "streams[].beside",
     "streams[].nodes",
     "[].segments[].*",
     "[].keyframes[].*",

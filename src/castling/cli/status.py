@@ -72,6 +72,7 @@ def details(tree: Json) -> str:
             lines.append(_lags(tree["group"], stream))
         if stream["state"] in ("seeding", "waiting", "starting") and _seeding(stream):
             lines += _seed(stream)
+        lines += _beside(stream)
         lines += _link_trouble(stream)
         for end, view in stream["ends"].items():
             lines += _trouble(stream["backup"], end, view)
@@ -86,6 +87,19 @@ def _lags(group: str, stream: Json) -> str:
         for what, now, taken in (("RPO", "rpo_s", "rpo"), ("apply lag", "apply_lag_s", "apply_lag"))
     ]
     return f"{group} to {stream['backup']}: {', '.join(told)}"
+
+
+def _beside(stream: Json) -> list[str]:
+    """What is carried beside rows, and as of when the target has it."""
+    if stream["state"] in ("stopped", "seeding"):
+        return []
+    lines = []
+    for name, view in sorted((stream.get("beside") or {}).items()):  # an agent of before has none
+        count = "unknown" if view.get("carried") is None else view["carried"]
+        age = seconds_text(view.get("as_of_s"))
+        if count:
+            lines.append(f"{name} to {stream['backup']}: {count} carried, {age} old")
+    return lines
 
 
 def _spread(taken: Json | None) -> str:

@@ -139,6 +139,8 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     databases: dict[str, DatabaseSettings]
     #: seconds between two heartbeats through the database
     heartbeat: Seconds = 1.0
+    #: values that the target's sequences stay ahead of the source's, at least
+    sequence_margin: int = 1000
     #: source changes in one target transaction, at most
     batch_changes: int = 50_000
     #: memory for changes waiting to be applied, bytes

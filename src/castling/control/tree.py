@@ -102,6 +102,7 @@ def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> 
         "apply_lag_s": apply.get("apply_lag_s"),
         "apply_lag": apply.get("apply_lag"),
         "seed": source.get("seed"),
+        "beside": _beside(found),
         "warnings": _warnings(found),
         "ends": {str(name): end for name, end in found.items()},
     }
@@ -111,6 +112,27 @@ def _warnings(ends: dict[EndName, Report]) -> list[Report]:
     """What does not stop the stream, but leaves something unprotected or will stop it."""
     parts = [end.get(part) or {} for end in ends.values() for part in ("capture", "target")]
     return [warning for part in parts for warning in part.get("warnings") or ()]
+
+
+def _beside(ends: dict[EndName, Report]) -> Report:
+    """What is carried beside the changes themselves, by name: the source's figures and the target's."""
+    found: Report = {}
+    for end, part in ((EndName.SOURCE, "capture"), (EndName.APPLY, "target")):
+        for name, figures in ((ends[end].get(part) or {}).get("beside") or {}).items():
+            found[name] = {**found.get(name, {}), **figures}
+    at_ns = ends[EndName.SOURCE].get("at_ns")
+    for figures in found.values():
+        figures["as_of_s"] = _age_s(figures, at_ns)
+    return found
+
+
+def _age_s(figures: Report, at_ns: int | None) -> float | None:
+    """How old what the target has of it is, by the source's clock: as the source was when it was asked
+    last, if all that it told has been applied; else as when it was asked for what was."""
+    looked, told, applied = (figures.get(key) for key in ("looked_ns", "told_ns", "applied_ns"))
+    is_current = told is None or (applied is not None and applied >= told)
+    as_of = looked if is_current else applied
+    return None if as_of is None or at_ns is None else max(0.0, (at_ns - as_of) / 1e9)
 
 
 def _worst(states: Iterable[str]) -> str:

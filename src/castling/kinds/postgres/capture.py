@@ -31,6 +31,7 @@ from castling.kinds.postgres.lsn import parse_lsn
 from castling.kinds.postgres.pacing import Pacing
 from castling.kinds.postgres.publication import published, read_published
 from castling.kinds.postgres.replication import ReplicationConnection
+from castling.kinds.postgres.sequence_watch import SequenceWatch
 from castling.kinds.postgres.session import (
     Published,
     Session,
@@ -101,6 +102,7 @@ class PostgresCapture:
         self._is_sync = settings.delivery == "sync"
         self._connection: ReplicationConnection | None = None
         self._heartbeat = Heartbeat(database, group=group, interval_s=settings.heartbeat)
+        self._sequences = SequenceWatch(group, settings, database)
         self._guard = SyncGuard(group, backup, settings, database)
         self._background: list[asyncio.Task[None]] = []
         self._log = events("capture").bind(group=group, backup=backup)
@@ -223,7 +225,8 @@ class PostgresCapture:
         self._confirmed = start
         self._asked_s, self._pacing = None, Pacing()
         self._pending = [Draft(RecordType.SESSION, token.encode(), start, Flag.KEYFRAME)]
-        self._background = [asyncio.create_task(self._heartbeat.run()), asyncio.create_task(self._watch())]
+        beside = (self._heartbeat.run(), self._watch(), self._sequences.run())
+        self._background = [asyncio.create_task(task) for task in beside]
         if self._is_sync:
             self._background.append(asyncio.create_task(self._guard.run()))
 
@@ -363,7 +366,8 @@ class PostgresCapture:
         flush, resume = self._heartbeat.flush_lsn, self._maker.resume
         return {
             "source": "up" if self._heartbeat.is_up else "down",
-            "warnings": self._warnings(),
+            "warnings": self._warnings() + self._sequences.warnings(),
+            "beside": {"sequences": self._sequences.report()},
             "slot": self._name,
             "binary": None if self._session is None else self._session.binary,
             "captured_offset": resume or None,

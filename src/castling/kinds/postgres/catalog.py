@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 
 from castling.config import GroupSettings
 
-__all__ = ["Table", "TableColumn", "is_chosen", "read_tables", "table_name", "types_agree"]
+__all__ = ["Table", "TableColumn", "are_chosen", "is_chosen", "read_tables", "table_name", "types_agree"]
 
 #: built-in and so the same on every server; others may carry identifiers that differ
 _FIRST_USER_OID = 16384
@@ -144,7 +144,11 @@ def _matches(name: str, patterns: list[str]) -> bool:
 
 def is_chosen(table: Table, settings: GroupSettings) -> bool:
     """Whether the group's patterns name the table. A partition follows its root."""
-    names = [str(table), *table.ancestors]
+    return are_chosen([str(table), *table.ancestors], settings)
+
+
+def are_chosen(names: list[str], settings: GroupSettings) -> bool:
+    """Whether the group's patterns choose what is known by any of `names`."""
     if any(_matches(name, settings.exclude) for name in names):
         return False
     return any(_matches(name, settings.include) for name in names)

@@ -78,7 +78,7 @@ async def _forget_target(stream: Stream) -> None:
             " WHERE relnamespace = pg_catalog.to_regnamespace('castling') AND relkind = 'r'"
         )
         there = {str(row[0]) for row in await cursor.fetchall()}
-        for table in ("progress", "seed", "seed_chunk", "seed_emptied"):
+        for table in ("progress", "seed", "seed_chunk", "seed_emptied", "sequences"):
             if table in there:
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (stream.group,)

@@ -11,14 +11,17 @@ from castling.config import GroupSettings
 from castling.kinds.base import Finding, Severity
 from castling.kinds.postgres.catalog import Table
 from castling.kinds.postgres.publication import published
+from castling.kinds.postgres.sequence_watch import SourceSequence
 from castling.kinds.postgres.sync import standby_names
 
 __all__ = [
     "SourceFacts",
     "TargetFacts",
+    "judge_sequences",
     "judge_source",
     "judge_table",
     "judge_target",
+    "judge_target_sequences",
     "refused",
     "warning",
 ]
@@ -39,7 +42,7 @@ class SourceFacts:
     in_recovery: bool = False
     has_slot: bool = False
     tables: list[Table] = field(default_factory=list)
-    sequences: list[str] = field(default_factory=list)
+    sequences: list[SourceSequence] = field(default_factory=list)
     large_objects: bool = False
     foreign_keys: list[tuple[str, str, str]] = field(default_factory=list)
     prepared: int = 0
@@ -49,6 +52,7 @@ class SourceFacts:
 class TargetFacts:
     version: int = 0
     may_replicate: bool = False
+    sequences: set[str] = field(default_factory=set)
     tables: dict[str, Table] = field(default_factory=dict)
     filled: set[str] = field(default_factory=set)
     ours: set[str] = field(default_factory=set)
@@ -69,7 +73,14 @@ def judge_source(facts: SourceFacts, group: str, settings: GroupSettings) -> lis
     if facts.version < OLDEST:
         add(refused("source", "server-too-old", "PostgreSQL 14 is the oldest"))
     if facts.in_recovery:
-        add(refused("source", "source-is-standby", "the source is a standby", "name the primary server"))
+        add(
+            refused(
+                "source",
+                "source-is-standby",
+                "the source is a standby: nothing can be published there, nor sequences be told of",
+                "name the primary server",
+            )
+        )
     if facts.settings.get("wal_level") != "logical":
         add(
             refused(
@@ -130,17 +141,7 @@ def _judge_delivery(facts: SourceFacts, group: str, settings: GroupSettings) -> 
 
 
 def _judge_beside_tables(facts: SourceFacts, settings: GroupSettings) -> list[Finding]:
-    found = []
-    if facts.sequences:
-        shown = ", ".join(facts.sequences[:5]) + (" …" if len(facts.sequences) > 5 else "")
-        found.append(
-            warning(
-                "sequences",
-                "sequences-not-carried",
-                f"the positions of {len(facts.sequences)} sequences are not carried: {shown}",
-                "before the target is used, set each beyond the source's value",
-            )
-        )
+    found = judge_sequences(facts.sequences, settings)
     if facts.large_objects:
         found.append(
             refused(
@@ -179,6 +180,43 @@ def _judge_beside_tables(facts: SourceFacts, settings: GroupSettings) -> list[Fi
                 )
             )
     return found
+
+
+def judge_sequences(sequences: list[SourceSequence], settings: GroupSettings) -> list[Finding]:
+    """The group's sequences on the source."""
+    found = [
+        warning(
+            str(one),
+            "sequence-not-readable",
+            "the user may not read it: the target's would stay where it is",
+            f"GRANT SELECT ON SEQUENCE {one.sql} TO it",
+        )
+        for one in sequences
+        if not one.readable
+    ]
+    carried = len(sequences) - len(found)
+    if carried:
+        message = f"{carried} are carried; the target's stay {settings.sequence_margin} values or more ahead"
+        found.append(Finding(Severity.OK, "sequences", "sequences-carried", message))
+    return found
+
+
+def judge_target_sequences(
+    sequences: list[SourceSequence], target: TargetFacts, settings: GroupSettings, *, seeded: bool
+) -> list[Finding]:
+    """Sequences that the target lacks don't stop the group: nothing of a row depends on them there."""
+    if settings.seed.schema == "create" and not seeded:
+        return []
+    return [
+        warning(
+            str(one),
+            "sequence-not-on-target",
+            "is not on the target: it can't be carried",
+            "create it there as on the source, or exclude it",
+        )
+        for one in sequences
+        if str(one) not in target.sequences
+    ]
 
 
 def judge_table(table: Table, settings: GroupSettings) -> list[Finding]:

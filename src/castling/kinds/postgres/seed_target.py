@@ -22,6 +22,7 @@ from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.lsn import lsn_text
 from castling.kinds.postgres.seed_plan import Begin, Chunk, Finish, Schema, decode_request
+from castling.kinds.postgres.sequence_target import CREATE_SEQUENCES
 from castling.kinds.postgres.statements import quoted
 from castling.kinds.postgres.tools import find_tool, run_tool
 
@@ -103,7 +104,9 @@ class PostgresSeedTarget:
         connection = await self._connect(durable=True)
         try:
             await progress.end_sessions(connection, self._group)
-            await connection.execute((_STATE + CREATE_EMPTIED + progress.CREATE_PROGRESS).encode())
+            await connection.execute(
+                (_STATE + CREATE_EMPTIED + CREATE_SEQUENCES + progress.CREATE_PROGRESS).encode()
+            )
             cursor = await connection.execute(
                 "SELECT tables FROM castling.seed WHERE stream = %s", (self._group,)
             )
@@ -116,7 +119,7 @@ class PostgresSeedTarget:
                 "ON CONFLICT (stream) DO UPDATE SET finished_at = NULL, tables = %(t)s",
                 {"s": self._group, "t": sorted(ours | set(tables)), "c": request.create},
             )
-            for table in ("seed_chunk", "seed_emptied", "progress"):
+            for table in ("seed_chunk", "seed_emptied", "sequences", "progress"):
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (self._group,)
                 )

@@ -28,6 +28,8 @@ from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import EmptiedTables
 from castling.kinds.postgres.mapping import Mapping
 from castling.kinds.postgres.progress import application_name, origin_name
+from castling.kinds.postgres.sequence_target import SequenceTarget
+from castling.kinds.postgres.sequences import SEQUENCES_PREFIX
 from castling.kinds.postgres.writer import MessageHandler, Writer, register_fields
 
 __all__ = ["PostgresTarget"]
@@ -76,7 +78,8 @@ class PostgresTarget:
         self._emptied = EmptiedTables(group)
         self._in_transaction = False
         #: by prefix: what is done with messages of the stream
-        self._handlers: dict[str, MessageHandler] = {}
+        self._sequences = SequenceTarget(group)
+        self._handlers: dict[str, MessageHandler] = {SEQUENCES_PREFIX: self._sequences.take}
 
     # --- connecting ---------------------------------------------------------------------------
 
@@ -93,6 +96,7 @@ class PostgresTarget:
             await progress.take_origin(connection, self._group)
             self._writer = Writer(connection, Mapping(connection), self._handlers)
             await self._emptied.load(connection)
+            await self._sequences.load(connection)
             self._progress = await progress.read(connection, self._group)
         return self._progress
 
@@ -182,4 +186,6 @@ class PostgresTarget:
             "origin": origin_name(self._group),
             "sets": None if self._writer is None else self._writer.sets,
             "replays": None if self._writer is None else self._writer.replays,
+            "warnings": self._sequences.warnings(),
+            "beside": {"sequences": self._sequences.report()},
         }
