@@ -48,7 +48,7 @@ def wait_for(condition: Callable[[], bool], what: str, *, within_s: float = 60.0
 class Cluster:
     """`group`: keys of the group's table in castling.toml, e.g. {"delivery": "sync"}; values as in TOML
     (nested tables as dictionaries). `parent`: where its folder is made; servers run as another user, so
-    everybody must be able to pass through."""
+    everybody must be able to pass through. `direct`: the link does not pass through the proxy."""
 
     def __init__(
         self,
@@ -57,7 +57,9 @@ class Cluster:
         group: dict[str, Any] | None = None,
         server_settings: dict[str, str] | None = None,
         parent: Path | None = None,
+        direct: bool = False,
     ) -> None:
+        self._direct = direct
         self.database = database
         self._group = {"seed": {"schema": "create"}} | (group or {})
         self.folder = Path(tempfile.mkdtemp(prefix="castling-cluster-", dir=parent or "/tmp"))
@@ -106,7 +108,9 @@ class Cluster:
         """castling.toml of the two nodes and the one group; west is reached through the proxy."""
         lines = ['[installation]\nname = "demo"']
         for node in NODES:
-            address = self.proxy.address if node == "west" else f"127.0.0.1:{self.link[node]}"
+            address = (
+                self.proxy.address if node == "west" and not self._direct else f"127.0.0.1:{self.link[node]}"
+            )
             lines.append(f'[nodes.{node}]\napi = "127.0.0.1:{self.api[node]}"\nlink = "{address}"')
             if node == "west":
                 lines.append(f'link_listen = "127.0.0.1:{self.link[node]}"')
