@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from castling.kinds.postgres.pacing import FEW, LONGEST, MANY, SHORTEST, Pacing
+from castling.kinds.postgres.pacing import FEW, FULL, LONGEST, MANY, SHORTEST, Pacing
 
 
 def test_a_message_now_and_then_is_read_at_once() -> None:
@@ -31,3 +31,18 @@ def test_pauses_grow_to_their_limit_and_shrink_again() -> None:
     assert pacing.pause_s == SHORTEST
     pacing.gathered(0, 0.02)
     assert pacing.pause_s == 0.0
+
+
+def test_a_full_buffer_is_not_left_waiting() -> None:
+    """The walsender stands still while it is full: wide rows come as fast as they can be read."""
+    pacing = Pacing()
+    for _ in range(8):
+        pacing.gathered(MANY + 1, 0.001)
+    seen = []
+    for _ in range(8):
+        pacing.gathered(FULL + 1, 0.001)
+        assert pacing.is_behind
+        seen.append(pacing.pause_s)
+    assert seen == sorted(seen, reverse=True) and seen[-1] == 0.0
+    pacing.gathered(MANY + 1, 0.001)
+    assert pacing.pause_s == SHORTEST

@@ -3,7 +3,8 @@
 A walsender sends every change by itself. A reader that is always ready makes each one a wake-up, which costs
 both processes more than the change does, and the slower both get, the less there is at each look; one that
 sleeps while messages gather takes thousands at once. So: no pause while little comes, for the sake of
-latency, and the longer a pause the more there was after the last one.
+latency, and the longer a pause the more there was after the last one, up to what a socket's buffer holds:
+one that is full makes the walsender wait for us.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ LONGEST: Final = 0.02
 #: bytes that gathered during a pause: more than `MANY` and the next is longer, less than `FEW`, shorter
 MANY: Final = 64 << 10
 FEW: Final = 16 << 10
+#: as much as this, and the walsender may have had to wait
+FULL: Final = 640 << 10
 
 
 class Pacing:
@@ -35,6 +38,8 @@ class Pacing:
         self.is_behind = size > MANY
         if size <= QUIET * elapsed_s:
             self.pause_s = 0.0
+        elif size > FULL:
+            self.pause_s = self.pause_s / 2 if self.pause_s > SHORTEST else 0.0
         elif size > MANY:
             self.pause_s = min(max(self.pause_s * 2, SHORTEST), LONGEST)
         elif size < FEW:
