@@ -165,6 +165,13 @@ class SourceUnreachable(SourceError):
     retryable = True
 
 
+class SourceRefused(SourceUnreachable):
+    """The source answers and does not let us in: user, password, database, or its rules for both."""
+
+    code = "source-refused"
+    exit_code = 28
+
+
 class SpoolFailed(SourceError):
     """A large open transaction can't be kept on disk until it commits."""
 
@@ -210,6 +217,13 @@ class TargetUnreachable(TargetError):
     code = "target-unreachable"
     exit_code = 31
     retryable = True
+
+
+class TargetRefused(TargetUnreachable):
+    """The target answers and does not let us in: user, password, database, or its rules for both."""
+
+    code = "target-refused"
+    exit_code = 36
 
 
 class TargetDiverged(TargetError):

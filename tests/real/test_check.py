@@ -244,6 +244,43 @@ async def test_a_target_that_does_not_answer_is_named(pair: Pair) -> None:
     assert refused.object == "target" and str(pair.password_file) in refused.hint
 
 
+async def test_a_copy_onto_itself_is_refused_and_nothing_is_to_be_dropped_for_it(pair: Pair) -> None:
+    """By another name of the same server: the settings alone do not show it."""
+    stream = pair.stream(seed=_CREATE)
+    east = _as_dict(stream.settings.databases["east"])
+    stream.settings.databases["west"] = DatabaseSettings(**{**east, "host": "localhost"})
+    (refused,) = [finding for finding in await KIND.check(stream) if finding.severity is Severity.REFUSED]
+    assert (refused.object, refused.code) == ("target", "same-database")
+    assert "drop and empty nothing" in refused.hint
+
+
+async def test_a_login_that_is_refused_is_told_from_a_server_that_is_away(pair: Pair) -> None:
+    stream = pair.stream(seed=_CREATE)
+    west = _as_dict(stream.settings.databases["west"])
+    stream.settings.databases["west"] = DatabaseSettings(**{**west, "dbname": "no_such"})
+    (refused,) = [finding for finding in await KIND.check(stream) if finding.severity is Severity.REFUSED]
+    assert (refused.object, refused.code) == ("target", "target-refused")
+    stream.settings.databases["west"] = DatabaseSettings(**{**west, "port": 1})
+    (refused,) = [finding for finding in await KIND.check(stream) if finding.severity is Severity.REFUSED]
+    assert (refused.object, refused.code) == ("target", "target-unreachable")
+
+
+async def test_a_table_that_is_refused_is_not_said_to_be_changed(pair: Pair) -> None:
+    pair.source("CREATE TABLE t ()")
+    assert [code for object_, code in await _check(pair) if object_ == "public.t"] == ["no-columns"]
+
+
+async def test_a_partitioned_table_is_as_large_as_its_partitions(pair: Pair) -> None:
+    pair.source(
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (500);"
+        "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (500) TO (1000);"
+        "INSERT INTO p SELECT generate_series(0, 999); ANALYZE p1, p2"
+    )
+    told = (await _check(pair))["public.p", "replicated"].message
+    assert told.startswith("about 1000 rows, ") and not told.endswith(" 0 KiB")
+
+
 async def test_somebody_elses_standbys_are_not_overwritten(tmp_path: Path, west: EmbeddedServer) -> None:
     with EmbeddedServer(name="standbys") as server, database_pair(server, west, tmp_path) as pair:
         pair.source(_CLEAN)

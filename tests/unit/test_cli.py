@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import castling
 from castling.cli.main import build, main
 from castling.cli.reference import commands
 from castling.cli.results import RESULTS, undocumented
@@ -154,13 +155,34 @@ def test_init_is_safe_to_repeat_and_shows_its_token_once(run, tmp_path: Path) ->
     assert first.code == 0 and first.data["result"] == "initialised"
     token = first.data["token"]
     before = {path: path.read_bytes() for path in (tmp_path / "h").rglob("*") if path.is_file()}
-    again = run("init", "other", "--node", "north", "--home", tmp_path / "h", "--json")
+    again = run("init", "shop", "--node", "east", "--home", tmp_path / "h", "--json")
     assert again.code == 0
     assert again.data["result"] == "already_initialised" and again.data["node"] == "east"
     assert again.data["token"] is None and token not in again.out
     after = {path: path.read_bytes() for path in (tmp_path / "h").rglob("*") if path.is_file()}
     assert before == after
     assert undocumented("init", first.data) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["other", "--node", "east"],
+        ["shop", "--node", "north"],
+        ["shop", "--node", "east", "--api", "127.0.0.1:7000"],
+    ],
+)
+def test_a_home_is_not_taken_for_another_node(run, tmp_path: Path, arguments: list[str]) -> None:
+    run("init", "shop", "--node", "east", "--home", tmp_path / "h")
+    refused = run("init", *arguments, "--home", tmp_path / "h", "--json")
+    assert (refused.code == 11 and "east" in refused.out + refused.err) or "shop" in refused.out
+
+
+def test_help_is_told_whole_and_the_version_too(run) -> None:
+    for words in ([], ["group"], ["journal"], ["token"]):
+        told = run(*words, "-h")
+        assert told.code == 0 and "...\n" not in told.out.partition("\n")[2], words
+    assert run("--version").out == f"castling {castling.__version__}\n"
 
 
 def test_private_files_are_private(run, tmp_path: Path) -> None:

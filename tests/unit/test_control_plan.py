@@ -43,18 +43,24 @@ def changed(old: str, new: str, *, begun: bool = True, running: bool = True):
     return plan(
         parse(TEXT),
         parse(TEXT.replace(old, new, 1)),
+        installation="shop",
         begun=groups if begun else set(),
         running=groups if running else set(),
     )
 
 
 def test_the_same_text_changes_nothing() -> None:
-    found = plan(parse(TEXT), parse(TEXT), begun={"orders"}, running={"orders"})
+    found = plan(parse(TEXT), parse(TEXT), installation="shop", begun={"orders"}, running={"orders"})
     assert (found.changes, found.restarts, found.added, found.removed, found.refused) == ([], [], [], [], [])
 
 
+def test_the_first_deployment_is_of_the_installation_that_the_certificates_name() -> None:
+    found = plan(None, parse(TEXT), installation="shed", begun=set(), running=set())
+    assert len(found.refused) == 1 and "shed" in found.refused[0]
+
+
 def test_the_first_deployment_adds_every_end_and_tells_what_was_written() -> None:
-    found = plan(None, parse(TEXT), begun=set(), running=set())
+    found = plan(None, parse(TEXT), installation="shop", begun=set(), running=set())
     assert set(found.added) == {SOURCE, RECEIVE, APPLY}
     paths = {change.path for change in found.changes}
     assert "groups.orders.databases.west.host" in paths
@@ -102,10 +108,10 @@ def test_what_cant_change_is_refused_by_name(old: str, new: str, named: str) -> 
     text = TEXT.replace(old, new, 1)
     if new == "[groups.sales]":
         text = text.replace("groups.orders.", "groups.sales.")
-    found = plan(parse(TEXT), parse(text), begun={"orders"}, running={"orders"})
+    found = plan(parse(TEXT), parse(text), installation="shop", begun={"orders"}, running={"orders"})
     assert any(named in line for line in found.refused), found.refused
     if not named.startswith("installation"):
-        assert not plan(parse(TEXT), parse(text), begun=set(), running=set()).refused, (
+        assert not plan(parse(TEXT), parse(text), installation="shop", begun=set(), running=set()).refused, (
             "a group without a copy may"
         )
 

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -34,10 +34,13 @@ def build() -> typer.Typer:
         name="castling",
         help="Keep a hot, switch-ready copy of production, prove that it is right.",
         no_args_is_help=True,
+        invoke_without_command=True,
         add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
+    app.callback()(_top)
     node.register(app)
     deploy.register(app)
     group.register(app)
@@ -51,6 +54,16 @@ def build() -> typer.Typer:
 def _register_demo(app: typer.Typer) -> None:
     if importlib.util.find_spec("castling.cli.demo") is not None:
         importlib.import_module("castling.cli.demo").register(app)
+
+
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version of this program.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"castling {castling.__version__}\n")
+        raise typer.Exit
 
 
 def _version(session: Session) -> Result:

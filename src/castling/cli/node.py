@@ -14,6 +14,7 @@ import typer
 from castling.cli.output import Result, ask, columns, say
 from castling.cli.session import Session, command
 from castling.config import units
+from castling.config.rules import is_loopback
 from castling.control.access import Invitation
 from castling.control.agent import run_agent
 from castling.control.home import Address
@@ -24,8 +25,7 @@ from castling.observe import configure_events
 
 __all__ = ["register"]
 
-API = "127.0.0.1:7430"
-LINK = "127.0.0.1:7431"
+API, LINK = Address().api, Address().link
 
 Api = Annotated[
     str, typer.Option("--api", envvar="CASTLING_API", help="HOST:PORT of the agent, as others reach it.")
@@ -152,6 +152,9 @@ def _join(
     }
     if made.token is None:
         return Result(data, f"already_joined: node {made.node} in {session.home.folder}")
+    if is_loopback(api) and not is_loopback(invitation.address):
+        say(f"Note: node {made.node} says that it is reached at {api}, which leads other machines nowhere;")
+        say("      write its own address in castling.toml, or join with --api and --link in another folder")
     text = f"Node {made.node} joined, in {session.home.folder}\n" + _token_text(session, made.token)
     return Result(data, text + f"Next: castling agent; and in castling.toml where you deploy:\n\n{table}")
 

@@ -214,6 +214,11 @@ def _default(field: msgspec.structs.FieldInfo, wanted: Any) -> str:
         for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
             if value % factor == 0:
                 return f'`"{value // factor}{unit}"`'
+    if _unit(wanted) == "seconds":
+        for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+            if value % length == 0 and (value > length or unit == "s"):
+                return f'`"{value / length:g}{unit}"`'
+        return f'`"{value * 1000:g}ms"`'
     return f"`{msgspec.json.encode(value).decode()}`"
 
 

@@ -131,7 +131,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Body], Body]:
         run.__signature__ = inspect.Signature(mine + common)  # type: ignore[attr-defined]  # read by typer
         run.__annotations__ = {each.name: each.annotation for each in mine + common}
         del run.__wrapped__  # or typer would look at the body instead
-        app.command(name)(run)
+        app.command(name, short_help=inspect.cleandoc(body.__doc__ or "").partition("\n")[0])(run)
         return body
 
     return register

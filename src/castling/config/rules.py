@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from castling.config.places import Path
 from castling.config.settings import Config, DatabaseSettings, GroupSettings, NodeSettings
 
-__all__ = ["NAME", "address_problem", "problems"]
+__all__ = ["NAME", "address_problem", "is_loopback", "problems"]
 
 #: names of installations, nodes and groups: they become folder, slot and certificate names
 NAME = re.compile(r"[a-z0-9_-]{1,40}")
@@ -43,6 +43,13 @@ def address_problem(address: str) -> str | None:
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         return "an IPv6 address stands in brackets, such as [fd00::1]:7431"
     return None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether `host:port`, a host or the folder of a socket leads every machine to itself."""
+    host, _, port = address.rpartition(":")
+    host = host if port.isdecimal() and host not in ("", ":") else address
+    return host.startswith(("/", "127.")) or host in ("localhost", "::1", "[::1]")
 
 
 def _names(config: Config) -> Iterator[Problem]:
@@ -107,7 +114,7 @@ def _databases(name: str, group: GroupSettings) -> Iterator[Problem]:
 
 def _same(one: DatabaseSettings | None, other: DatabaseSettings) -> bool:
     """Whether both are one database. A loopback address or a socket is another one on each node."""
-    if one is None or one.host.startswith(("/", "127.")) or one.host in ("localhost", "::1"):
+    if one is None or is_loopback(one.host):
         return False
     return (one.host, one.port, one.dbname) == (other.host, other.port, other.dbname)
 

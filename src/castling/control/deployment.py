@@ -110,6 +110,7 @@ class Deployment:
         found = planning.plan(
             self._local.config,
             config,
+            installation=self._local.installation_name,
             begun={group for group, _ in desired},
             running={group for group, state in desired if state == "running"},
         )

@@ -26,8 +26,8 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     What is deployed later counts more; this is how a node without a deployment is found.
     """
 
-    api: str
-    link: str
+    api: str = "127.0.0.1:7430"
+    link: str = "127.0.0.1:7431"
     api_listen: str | None = None
     link_listen: str | None = None
 

@@ -24,6 +24,7 @@ from castling.link.authority import (
     create_authority,
     fingerprint,
     issue,
+    name_of_authority,
     new_key_and_csr,
 )
 from castling.link.tls import NodeTls
@@ -47,8 +48,14 @@ def node_tls(home: Home) -> NodeTls:
 
 
 def initialise(home: Home, installation: str, node: str, address: Address, *, keep_token: bool) -> Installed:
-    """A new installation with its first node; a home that has a node is left as it is."""
+    """A new installation with its first node; a home that has this node already is left as it is."""
     if home.initialised:
+        _is_that_node(home, node, address)
+        if name_of_authority(home.ca_cert.read_bytes()) != installation:
+            raise StateError(
+                f"{home.folder} belongs to the installation {name_of_authority(home.ca_cert.read_bytes())}",
+                hint="--home or CASTLING_HOME says another folder",
+            )
         return Installed(home.node(), fingerprint(home.ca_cert.read_bytes()), None)
     check_names(installation=installation, node=node)
     check_addresses(address)
@@ -68,8 +75,9 @@ def initialise(home: Home, installation: str, node: str, address: Address, *, ke
 def join(
     home: Home, invitation: Invitation, node: str | None, address: Address, *, keep_token: bool
 ) -> Installed:
-    """Become the invited node; a home that has a node is left as it is."""
+    """Become the invited node; a home that has this node already is left as it is."""
     if home.initialised:
+        _is_that_node(home, node or invitation.node, address)
         return Installed(home.node(), fingerprint(home.ca_cert.read_bytes()), None)
     if node is not None and node != invitation.node:
         raise UsageError(f"the token invites node {invitation.node}, not {node}")
@@ -96,6 +104,21 @@ def join(
         write_private(home.deployed, given["deployed"].encode())
     token = _finish(home, invitation.node, address, keep_token=keep_token)
     return Installed(invitation.node, invitation.fingerprint, token)
+
+
+def _is_that_node(home: Home, node: str, address: Address) -> None:
+    """StateError when the home's node is another than is asked for, or elsewhere."""
+    if home.node() != node:
+        raise StateError(
+            f"{home.folder} is the home of node {home.node()}, not of {node}",
+            hint="--home or CASTLING_HOME says another folder",
+        )
+    there = home.address()
+    if address not in (there, Address()):
+        raise StateError(
+            f"node {node} is there already, with api {there.api} and link {there.link}",
+            hint="an address changes in castling.toml, by `castling deploy`",
+        )
 
 
 def _finish(home: Home, node: str, address: Address, *, keep_token: bool) -> str:

@@ -28,6 +28,7 @@ from castling.control.supervisor import Supervisor
 from castling.control.tree import end_view
 from castling.errors import CastlingError, LinkForeign, NotInitialised, StateError
 from castling.groups.topology import End, end_paths, ends_on, group_settings, streams
+from castling.link.authority import name_of_authority
 from castling.observe import read_report
 
 __all__ = ["LocalNode", "Node", "RemoteNode", "ask_all"]
@@ -93,6 +94,7 @@ class LocalNode:
 
     def __init__(self, home: Home, store: Store, supervisor: Supervisor, now_ns: Callable[[], int]) -> None:
         self.name = home.node()
+        self.installation_name = name_of_authority(home.ca_cert.read_bytes())
         self._home = home
         self._store = store
         self._supervisor = supervisor
@@ -132,7 +134,13 @@ class LocalNode:
         if self.text is not None and digest == planning.digest(self.text):
             return {"result": "already_deployed"}
         old = self.config
-        found = planning.plan(old, config, begun=set(), running=set(self._store.desired()))
+        found = planning.plan(
+            old,
+            config,
+            installation=self.installation_name,
+            begun=set(),
+            running=set(self._store.desired()),
+        )
         write_private(self._home.deployed, text.encode())
         version = self._store.add_deployment(digest, text, by)
         self.text, self.config = text, config

@@ -66,8 +66,9 @@ def all_ends(config: Config | None) -> set[End]:
     return set() if config is None else {end for node in config.nodes for end in ends_on(config, node)}
 
 
-def plan(old: Config | None, new: Config, *, begun: set[str], running: set[str]) -> Plan:
-    """`begun`: groups that hold a copy (started, not removed since); `running`: those that should run."""
+def plan(old: Config | None, new: Config, *, installation: str, begun: set[str], running: set[str]) -> Plan:
+    """`installation`: the name in the CA's certificate. `begun`: groups that hold a copy (started, not
+    removed since); `running`: those that should run."""
     found = Plan(changes=list(_changes(old, new)))
     before, after = all_ends(old), all_ends(new)
     found.added, found.removed = sorted(after - before), sorted(before - after)
@@ -75,8 +76,12 @@ def plan(old: Config | None, new: Config, *, begun: set[str], running: set[str])
     for change in found.changes:
         touched |= set(_touched(new, tuple(change.path.split("."))))
     found.restarts = sorted(end for end in touched & before & after if end.group in running)
+    if installation != new.installation.name:
+        found.refused.append(
+            f"installation.name: the certificates of this installation say {installation}; it can't change"
+        )
     if old is not None:
-        found.refused = list(_refusals(old, new, found, begun, running))
+        found.refused += _refusals(old, new, found, begun, running)
     found.notes = list(_notes(old, found.changes))
     return found
 
@@ -142,8 +147,6 @@ def _reads(end: End, primary: str, path: Path) -> bool:
 
 
 def _refusals(old: Config, new: Config, found: Plan, begun: set[str], running: set[str]) -> Iterator[str]:
-    if old.installation.name != new.installation.name:
-        yield "installation.name: the installation's certificates carry its name; it can't change"
     for name in sorted(begun & old.groups.keys()):
         if name not in new.groups:
             yield f"groups.{name}: holds a copy; `castling group remove {name}` first"

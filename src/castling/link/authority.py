@@ -28,6 +28,7 @@ __all__ = [
     "fingerprint",
     "installation_of",
     "issue",
+    "name_of_authority",
     "new_key_and_csr",
     "node_of",
 ]
@@ -120,6 +121,13 @@ def installation_of(ca_cert: bytes) -> str:
         if parts.scheme == "castling" and parts.path == "" and _INSTALLATION.fullmatch(parts.netloc):
             return parts.netloc
     raise ConfigError("the authority's certificate names no installation")
+
+
+def name_of_authority(ca_cert: bytes) -> str:
+    """The installation's name in a CA certificate (PEM): for people; the id is what tells it from another."""
+    subject = x509.load_pem_x509_certificate(ca_cert).subject
+    found = subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+    return str(found).removeprefix("castling ")
 
 
 def node_of(certificate: x509.Certificate, installation: str) -> str | None:

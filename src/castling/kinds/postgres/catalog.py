@@ -13,7 +13,16 @@ from psycopg import AsyncConnection
 
 from castling.config import GroupSettings
 
-__all__ = ["Table", "TableColumn", "are_chosen", "is_chosen", "read_tables", "table_name", "types_agree"]
+__all__ = [
+    "Table",
+    "TableColumn",
+    "are_chosen",
+    "is_chosen",
+    "partition_sizes",
+    "read_tables",
+    "table_name",
+    "types_agree",
+]
 
 #: built-in and so the same on every server; others may carry identifiers that differ
 _FIRST_USER_OID = 16384
@@ -163,6 +172,16 @@ async def read_tables(connection: AsyncConnection[Any]) -> list[Table]:
         ancestors = tuple(table_name(*names) for names in row[14] or ())
         fields: list[Any] = [*row[:14], ancestors, columns, tuple(row[16] or ())]
         found.append(Table(*fields))
+    return found
+
+
+def partition_sizes(tables: list[Table]) -> dict[str, tuple[int, int]]:
+    """Rows and bytes of each partitioned table: what its partitions hold together."""
+    found: dict[str, tuple[int, int]] = {}
+    for table in tables:
+        for ancestor in table.ancestors:
+            rows, size = found.get(ancestor, (0, 0))
+            found[ancestor] = (rows + table.rows, size + table.bytes)
     return found
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from psycopg import AsyncConnection
 
 from castling.errors import TargetUnreachable, ToolMissing
 from castling.kinds.base import Finding, Severity, Stream
-from castling.kinds.postgres.catalog import Table, is_chosen, read_tables, table_name, types_agree
+from castling.kinds.postgres.catalog import is_chosen, partition_sizes, read_tables, table_name, types_agree
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.judge import (
     SourceFacts,
@@ -40,6 +41,10 @@ _SETTINGS = (
 )
 
 
+_SAME = "the backup's database is the primary's own database: a copy onto itself"
+_SAME_HINT = "correct host, port or dbname of one of the two; drop and empty nothing"
+
+
 async def check_stream(stream: Stream) -> list[Finding]:
     """All findings about one stream: the source, its tables, the target."""
     settings = stream.settings
@@ -48,6 +53,7 @@ async def check_stream(stream: Stream) -> list[Finding]:
     chosen = [table for table in source.tables if is_chosen(table, settings)]
     for table in chosen:
         found += judge_table(table, settings)
+    sizes = partition_sizes(source.tables)
     tables = published(source.tables, settings)
     if not tables:
         found.append(
@@ -63,20 +69,25 @@ async def check_stream(stream: Stream) -> list[Finding]:
     except TargetUnreachable as error:
         found.append(refused("target", error.code, str(error), error.hint))
         return found
+    if await _is_same(stream):
+        return [*found, refused("target", "same-database", _SAME, _SAME_HINT)]
     found += judge_target(tables, target, settings, seeded=bool(target.ours))
     found += judge_target_sequences(source.sequences, target, settings, seeded=bool(target.ours))
     listed = {finding.object for finding in found}
     found += [
-        Finding(Severity.OK, str(table), "replicated", f"{_rows(table)}, {table.bytes >> 10} KiB")
+        Finding(
+            Severity.OK, str(table), "replicated", _size(*sizes.get(str(table), (table.rows, table.bytes)))
+        )
         for table in tables
         if str(table) not in listed
     ]
     return found
 
 
-def _rows(table: Table) -> str:
+def _size(rows: int, size: int) -> str:
     """The server's own estimate; before the first ANALYZE it has none."""
-    return f"about {table.rows} rows" if table.rows else "rows not counted yet (ANALYZE counts them)"
+    known = f"about {rows} rows" if rows else "rows not counted yet (ANALYZE counts them)"
+    return f"{known}, {size >> 10} KiB"
 
 
 def _check_tools(version: int, stream: Stream) -> list[Finding]:
@@ -127,6 +138,30 @@ async def _ask_source(stream: Stream) -> SourceFacts:
         return facts
     finally:
         await connection.close()
+
+
+async def _is_same(stream: Stream) -> bool:
+    """Whether both ends' settings lead to one database, whatever their addresses say: what one session
+    locks there, the other finds locked."""
+    settings = stream.settings
+    name = f"castling check {stream.group}"
+    source = await connect(settings.databases[settings.primary], application_name=name, autocommit=False)
+    try:
+        target = await connect(
+            settings.databases[stream.backup],
+            application_name=name,
+            autocommit=False,
+            error=TargetUnreachable,
+        )
+        try:
+            question = "SELECT pg_catalog.pg_try_advisory_xact_lock(%s)"
+            key = secrets.randbits(62)
+            await _one(source, question, key)
+            return not (await _one(target, question, key))[0]
+        finally:
+            await target.close()
+    finally:
+        await source.close()
 
 
 async def _foreign_keys(connection: AsyncConnection[Any]) -> list[tuple[str, str, str]]:

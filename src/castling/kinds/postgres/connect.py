@@ -8,6 +8,7 @@ never contain it, and are scrubbed of it all the same.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,30 @@ import psycopg
 from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
-from castling.errors import CastlingError, SecretMissing, SourceUnreachable
+from castling.errors import (
+    CastlingError,
+    SecretMissing,
+    SourceRefused,
+    SourceUnreachable,
+    TargetRefused,
+    TargetUnreachable,
+)
 
 __all__ = ["connect", "parameters", "password_of", "scrubbed"]
 
 CONNECT_TIMEOUT_S = 10
+#: a part of a line of a pgpass file, which may hold escaped colons, and one such escape
+_PART = re.compile(r"(?:^|:)((?:\\.|[^:\\])*)")
+_ESCAPED = re.compile(r"\\(.)")
+#: what is raised instead when the server answers and refuses
+_REFUSED: dict[type[CastlingError], type[CastlingError]] = {
+    SourceUnreachable: SourceRefused,
+    TargetUnreachable: TargetRefused,
+}
 
 
 def password_of(settings: DatabaseSettings) -> str | None:
-    """The password, or None when libpq is to look for it itself (pgpass, trust, certificate).
+    """The password, or None when libpq is to look for it itself (trust, certificate, its own defaults).
 
     Raises SecretMissing, which names the file or variable and never a value.
     """
@@ -43,7 +59,26 @@ def password_of(settings: DatabaseSettings) -> str | None:
                 hint="set it for the agent's process, not on a command line",
             )
         return found
+    if settings.passfile is not None:
+        return _from_passfile(settings, settings.passfile)
     return None
+
+
+def _from_passfile(settings: DatabaseSettings, passfile: str) -> str:
+    """The password of the first line that matches; libpq would let PGPASSWORD go before it."""
+    try:
+        lines = Path(passfile).read_text().splitlines()
+    except OSError as error:
+        raise SecretMissing(f"the password file {passfile} can't be read: {error.strerror}") from error
+    wanted = (settings.host, str(settings.port), settings.dbname, settings.user)
+    for line in lines:
+        parts = [_ESCAPED.sub(r"\1", part) for part in _PART.findall(line)]
+        if len(parts) >= 5 and all(there in ("*", each) for there, each in zip(parts, wanted, strict=False)):
+            return parts[4]
+    raise SecretMissing(
+        f"{passfile} has no line for {':'.join(wanted)}",
+        hint="a line is host:port:database:user:password; * stands for any",
+    )
 
 
 def parameters(settings: DatabaseSettings, *, application_name: str, **more: str) -> dict[str, Any]:
@@ -56,6 +91,9 @@ def parameters(settings: DatabaseSettings, *, application_name: str, **more: str
         "sslmode": settings.sslmode,
         "application_name": application_name,
         "client_encoding": "UTF8",
+        # or libpq would take them from the agent's environment, and reach another server than is written
+        "hostaddr": "",
+        "options": "",
         "connect_timeout": str(CONNECT_TIMEOUT_S),
         "keepalives": "1",
         "keepalives_idle": "10",
@@ -66,8 +104,6 @@ def parameters(settings: DatabaseSettings, *, application_name: str, **more: str
     }
     if settings.sslrootcert is not None:
         found["sslrootcert"] = settings.sslrootcert
-    if settings.passfile is not None:
-        found["passfile"] = settings.passfile
     password = password_of(settings)
     if password is not None:
         found["password"] = password
@@ -96,7 +132,8 @@ async def connect(
             "", autocommit=autocommit, **parameters(settings, application_name=application_name)
         )
     except psycopg.OperationalError as failure:
-        raise error(
+        refused = "FATAL:" in str(failure)
+        raise (_REFUSED.get(error, error) if refused else error)(
             f"{settings.host}:{settings.port}/{settings.dbname}: {scrubbed(str(failure), settings)}",
             hint=f"connected as user {settings.user} with {_secret_place(settings)}, from the node that asks",
         ) from None

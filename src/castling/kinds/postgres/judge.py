@@ -227,7 +227,12 @@ def judge_table(table: Table, settings: GroupSettings) -> list[Finding]:
         return [refused(name, "foreign-table", "is a foreign table; its rows are elsewhere", exclude)]
     if table.kind == "m":
         return [
-            warning(name, "materialized-view", "is a materialized view; refresh it on the target", exclude)
+            warning(
+                name,
+                "materialized-view",
+                "is a materialized view: its rows are not carried, and the first copy does not create it",
+                "create and refresh it on the target, or " + exclude,
+            )
         ]
     if table.is_partition:
         return []
@@ -242,6 +247,8 @@ def judge_table(table: Table, settings: GroupSettings) -> list[Finding]:
         found.append(refused(name, "not-readable", "the user may not read it", "GRANT SELECT, or exclude it"))
     if not table.columns:
         found.append(refused(name, "no-columns", "has no columns", exclude))
+    if found:
+        return found  # nothing will be done to it
     if not table.has_identity:
         found.append(_judge_identity(table))
     if table.identity == "f" or not table.has_identity:

@@ -84,8 +84,6 @@ def environment(settings: DatabaseSettings) -> Iterator[dict[str, str]]:
     }
     if settings.sslrootcert is not None:
         found["PGSSLROOTCERT"] = settings.sslrootcert
-    if settings.passfile is not None:
-        found["PGPASSFILE"] = settings.passfile
     password = password_of(settings)
     with tempfile.TemporaryDirectory(prefix="castling-") as folder:
         if password is not None:
