@@ -233,6 +233,14 @@ class TargetDiverged(TargetError):
     exit_code = 32
 
 
+class TargetForeign(TargetError):
+    """The target's address leads to a database that is not the target: the source itself, or one that
+    does not hold the copy."""
+
+    code = "target-foreign"
+    exit_code = 37
+
+
 class TargetNotEmpty(TargetError):
     """The target already holds rows that Castling did not put there."""
 

@@ -12,6 +12,7 @@ from castling.apply.schedule import Batcher, Discard, Limits
 from castling.kinds.base import Stream, Target
 from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.kind import KIND
+from castling.kinds.postgres.target import PostgresTarget
 from castling.testing.compare import Comparison, compare
 
 __all__ = ["Follower"]
@@ -51,7 +52,11 @@ class Follower:
         `ended` is asked after each target transaction: True ends the session there.
         """
         decoder = PostgresDecoder(piece_bytes=piece_bytes)
-        target_ = target() if target else KIND.target(self.stream)
+        target_ = (
+            target()
+            if target
+            else PostgresTarget(self.stream.group, self.stream.settings.databases[self.stream.backup])
+        )
         try:
             batcher = Batcher(limits or Limits(), await target_.open())
             for record in self.journal.records:

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.real.pg_cast import BulkTo, Journal, Pair, captured, database_pair, until
 
 from castling.config import DatabaseSettings, SeedSettings
-from castling.errors import CastlingError, SeedFailed, TargetNotEmpty, TargetUnreachable
+from castling.errors import CastlingError, SeedFailed, TargetForeign, TargetNotEmpty, TargetUnreachable
 from castling.kinds.base import BulkCall, Piece, SeedProgress, SeedTarget, Stream
 from castling.kinds.postgres.kind import KIND
 from castling.kinds.postgres.seed_plan import Chunk, Finish, Schema, decode_request
@@ -124,6 +125,42 @@ def differences(pair: Pair) -> list[Any]:
     found = compare(pair.east.dsn(pair.name), pair.west.dsn(pair.name))
     assert found.tables > 0
     return found.differences
+
+
+@pytest.mark.parametrize("seed", [_CREATE, _EXPECT])
+async def test_production_is_never_emptied_for_a_copy_of_itself(pair: Pair, seed: SeedSettings) -> None:
+    """By another name of the same server, and though the copy before says that the tables are ours."""
+    pair.source(_PLAIN)
+    if seed is _EXPECT:
+        pair.target("CREATE TABLE accounts (id int PRIMARY KEY, balance int NOT NULL)")
+    stream = pair.stream(seed=seed)
+    await seeded(stream)
+    pair.source(
+        "CREATE SCHEMA castling; CREATE TABLE castling.seed"
+        " (stream text PRIMARY KEY, tables text[] NOT NULL, created boolean, finished_at timestamptz);"
+        f"INSERT INTO castling.seed VALUES ('{stream.group}', ARRAY['public.accounts'], true, now())"
+    )
+    east = stream.settings.databases["east"]
+    stream.settings.databases["west"] = msgspec.structs.replace(east, host="localhost")
+    with pytest.raises(TargetForeign, match="the source itself"):
+        await seeded(stream)
+    assert pair.source("SELECT count(*) FROM accounts") == [(5000,)]
+
+
+async def test_a_database_without_the_copy_is_not_applied_to(pair: Pair) -> None:
+    pair.source(_PLAIN)
+    stream = pair.stream(seed=_CREATE)
+    await seeded(stream)
+    target = KIND.target(stream)
+    assert await target.open() > 0
+    await target.close()
+    pair.target("DELETE FROM castling.progress")  # as on a server that was never copied to
+    target = KIND.target(stream)
+    try:
+        with pytest.raises(TargetForeign, match="does not hold the copy"):
+            await target.open()
+    finally:
+        await target.close()
 
 
 class Stopping(BulkTo):

@@ -12,7 +12,7 @@ from typing import Any
 
 from castling.apply.schedule import Limits
 from castling.apply.session import ApplySession, Figures
-from castling.errors import CastlingError, JournalGap
+from castling.errors import CastlingError, JournalGap, TargetForeign
 from castling.groups.backoff import Backoff
 from castling.groups.stream import SeedState, StreamState, load_stream
 from castling.host import Host
@@ -74,8 +74,10 @@ class ApplyEnd:
             applied.close()
 
     def _was_reseeded(self, error: CastlingError, before: StreamState) -> bool:
-        """A journal that vanished under the reader is no gap when a new first copy was begun."""
-        return isinstance(error, JournalGap) and load_stream(self._host, self._folder) != before
+        """When a new first copy was begun, a journal and a copy that vanished under us are no losses."""
+        return (
+            isinstance(error, JournalGap | TargetForeign) and load_stream(self._host, self._folder) != before
+        )
 
     async def _apply(self, hardened: Any, applied: Any, backoff: Backoff) -> None:
         journal = f"{self._folder}/journal"

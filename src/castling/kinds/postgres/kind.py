@@ -48,7 +48,7 @@ class PostgresKind:
         return PostgresDecoder(piece_bytes=max(1 << 20, stream.settings.apply_memory // 4))
 
     def target(self, stream: Stream) -> PostgresTarget:
-        return PostgresTarget(stream.group, _target(stream))
+        return PostgresTarget(stream.group, _target(stream), seeded=True)
 
     async def check(self, stream: Stream) -> list[Finding]:
         return await check_stream(stream)

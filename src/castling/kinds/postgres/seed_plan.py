@@ -26,10 +26,12 @@ _ROW_BYTES = 100
 
 
 class Begin(msgspec.Struct, frozen=True, tag="begin"):
-    """A first copy begins. `tables`: [schema, name] each; `create`: their definitions come first."""
+    """A first copy begins. `tables`: [schema, name] each; `create`: their definitions come first. `lock`: the
+    key of an advisory lock that the source end holds on the source: a target where it is held is the source."""
 
     tables: list[tuple[str, str]]
     create: bool
+    lock: int
 
 
 class Schema(msgspec.Struct, frozen=True, tag="schema"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -148,7 +149,10 @@ class PostgresSeedSource:
             call = await bulk.open()
             create = self._settings.seed.schema == "create"
             names = [(table.schema, table.name) for table in self._tables]
-            await call(encode_request(Begin(names, create)), None)
+            lock = secrets.randbits(62)
+            await main.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (lock,))
+            await call(encode_request(Begin(names, create, lock)), None)
+            await main.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (lock,))
             if create:
                 self.progress.phase = "schema"
                 await call(encode_request(Schema(self._server_version)), _whole(await self._dump()))

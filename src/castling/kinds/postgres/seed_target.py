@@ -15,7 +15,14 @@ import psycopg
 from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
-from castling.errors import SeedFailed, StateError, TargetError, TargetNotEmpty, TargetUnreachable
+from castling.errors import (
+    SeedFailed,
+    StateError,
+    TargetError,
+    TargetForeign,
+    TargetNotEmpty,
+    TargetUnreachable,
+)
 from castling.kinds.postgres import progress
 from castling.kinds.postgres.catalog import table_name
 from castling.kinds.postgres.connect import connect
@@ -103,6 +110,7 @@ class PostgresSeedTarget:
         what it stands for is thrown away."""
         connection = await self._connect(durable=True)
         try:
+            await self._is_not_the_source(connection, request)
             await progress.end_sessions(connection, self._group)
             await connection.execute(
                 (_STATE + CREATE_EMPTIED + CREATE_SEQUENCES + progress.CREATE_PROGRESS).encode()
@@ -127,6 +135,17 @@ class PostgresSeedTarget:
             return b""
         finally:
             await connection.close()
+
+    async def _is_not_the_source(self, connection: AsyncConnection[Any], request: Begin) -> None:
+        """Before anything is emptied: addresses can be mistaken, and production would be emptied for a copy."""
+        cursor = await connection.execute("SELECT pg_catalog.pg_try_advisory_lock(%s)", (request.lock,))
+        row = await cursor.fetchone()
+        if row is None or not row[0]:
+            raise TargetForeign(
+                f"{self._settings.host}:{self._settings.port}/{self._settings.dbname} is the source itself",
+                hint="correct the backup's or the primary's database in castling.toml; nothing was changed",
+            )
+        await connection.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (request.lock,))
 
     async def _empty(self, connection: AsyncConnection[Any], request: Begin, ours: set[str]) -> None:
         filled, mine, missing = [], [], []

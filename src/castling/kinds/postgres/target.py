@@ -20,7 +20,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
-from castling.errors import TargetDiverged, TargetError, TargetUnreachable
+from castling.errors import TargetDiverged, TargetError, TargetForeign, TargetUnreachable
 from castling.kinds.base import Commit, Piece
 from castling.kinds.postgres import progress
 from castling.kinds.postgres.changes import Change, coalesce
@@ -66,9 +66,10 @@ _RETRY = (
 
 
 class PostgresTarget:
-    """Implements `kinds.base.Target`."""
+    """Implements `kinds.base.Target`. `seeded`: it must hold a finished first copy."""
 
-    def __init__(self, group: str, settings: DatabaseSettings) -> None:
+    def __init__(self, group: str, settings: DatabaseSettings, *, seeded: bool = False) -> None:
+        self._seeded = seeded
         self._group = group
         self._settings = settings
         self._application = application_name(group)
@@ -98,6 +99,13 @@ class PostgresTarget:
             await self._emptied.load(connection)
             await self._sequences.load(connection)
             self._progress = await progress.read(connection, self._group)
+        if self._seeded and not self._progress:
+            raise TargetForeign(
+                f"{self._settings.host}:{self._settings.port}/{self._settings.dbname} does not hold the copy"
+                f" of group {self._group}",
+                hint="does the address lead to the database that was copied to? If its copy is gone,"
+                f" `castling group start {self._group} --reseed` makes a new one",
+            )
         return self._progress
 
     # --- transactions -------------------------------------------------------------------------
