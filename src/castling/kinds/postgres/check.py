@@ -9,7 +9,14 @@ from psycopg import AsyncConnection
 
 from castling.errors import TargetUnreachable, ToolMissing
 from castling.kinds.base import Finding, Severity, Stream
-from castling.kinds.postgres.catalog import is_chosen, partition_sizes, read_tables, table_name, types_agree
+from castling.kinds.postgres.catalog import (
+    Table,
+    is_chosen,
+    partition_sizes,
+    read_tables,
+    table_name,
+    types_agree,
+)
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.judge import (
     SourceFacts,

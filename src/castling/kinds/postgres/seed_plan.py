@@ -26,8 +26,8 @@ _ROW_BYTES = 100
 
 
 class Begin(msgspec.Struct, frozen=True, tag="begin"):
-    """A first copy begins. `tables`: [schema, name] each; `create`: their definitions come first. `lock`: the
-    key of an advisory lock that the source end holds on the source: a target where it is held is the source."""
+    """A first copy begins. `tables`: [schema, name] each; `create`: their definitions come first. `lock`:
+    key of an advisory lock that the source end holds on the source; where it is held, there is the source."""
 
     tables: list[tuple[str, str]]
     create: bool

@@ -137,7 +137,7 @@ class PostgresSeedTarget:
             await connection.close()
 
     async def _is_not_the_source(self, connection: AsyncConnection[Any], request: Begin) -> None:
-        """Before anything is emptied: addresses can be mistaken, and production would be emptied for a copy."""
+        """Before anything is emptied: with a mistaken address, production would be emptied for a copy."""
         cursor = await connection.execute("SELECT pg_catalog.pg_try_advisory_lock(%s)", (request.lock,))
         row = await cursor.fetchone()
         if row is None or not row[0]:
