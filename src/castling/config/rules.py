@@ -146,6 +146,7 @@ def _figures(name: str, group: GroupSettings) -> Iterator[Problem]:
         (("heartbeat",), group.heartbeat, 0.05, 3600),
         (("degrade_after",), group.degrade_after, 0.5, 86400),
         (("sequence_margin",), group.sequence_margin, 0, 1 << 40),
+        (("compare_every",), group.compare_every, 0.05, 86400),
         (("batch_changes",), group.batch_changes, 1, 10_000_000),
         (("apply_memory",), group.apply_memory, 1 << 20, 1 << 40),
         (("retention", "segment"), group.retention.segment, 1 << 20, 1 << 30),

@@ -141,6 +141,10 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     heartbeat: Seconds = 1.0
     #: values that the target's sequences stay ahead of the source's, at least
     sequence_margin: int = 1000
+    #: "compare": large objects are compared at intervals and carried when they changed; "ignore": left behind
+    large_objects: Literal["compare", "ignore"] = "compare"
+    #: seconds between two looks at what the log does not show, at least
+    compare_every: Seconds = 60.0
     #: source changes in one target transaction, at most
     batch_changes: int = 50_000
     #: memory for changes waiting to be applied, bytes

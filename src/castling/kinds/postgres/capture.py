@@ -27,6 +27,7 @@ from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.copystream import Keepalive
 from castling.kinds.postgres.drafts import DRAFT_BYTES, DraftMaker
 from castling.kinds.postgres.heartbeat import Heartbeat
+from castling.kinds.postgres.large_object_watch import LargeObjectWatch
 from castling.kinds.postgres.lsn import parse_lsn
 from castling.kinds.postgres.pacing import Pacing
 from castling.kinds.postgres.publication import published, read_published
@@ -103,6 +104,7 @@ class PostgresCapture:
         self._connection: ReplicationConnection | None = None
         self._heartbeat = Heartbeat(database, group=group, interval_s=settings.heartbeat)
         self._sequences = SequenceWatch(group, settings, database)
+        self._large_objects = LargeObjectWatch(group, settings, database)
         self._guard = SyncGuard(group, backup, settings, database)
         self._background: list[asyncio.Task[None]] = []
         self._log = events("capture").bind(group=group, backup=backup)
@@ -146,6 +148,7 @@ class PostgresCapture:
         rests = known is not None and known.rests and known.start_lsn == resume
         last_commit = known.last_commit if known is not None and rests else None
         any_commit = start == source.created_lsn or (rests and last_commit is None)
+        self._large_objects.forget_after(0 if known is None else resume)
         self._begin(connection, token, begins=begins, any_commit=any_commit, last_commit=last_commit)
 
     async def _look(self, known: Session | None) -> tuple[Published, list[Table]]:
@@ -225,7 +228,8 @@ class PostgresCapture:
         self._confirmed = start
         self._asked_s, self._pacing = None, Pacing()
         self._pending = [Draft(RecordType.SESSION, token.encode(), start, Flag.KEYFRAME)]
-        beside = (self._heartbeat.run(), self._watch(), self._sequences.run())
+        looks = (self._watch(), self._sequences.run(), self._large_objects.run())
+        beside = (self._heartbeat.run(), *looks)
         self._background = [asyncio.create_task(task) for task in beside]
         if self._is_sync:
             self._background.append(asyncio.create_task(self._guard.run()))
@@ -366,8 +370,11 @@ class PostgresCapture:
         flush, resume = self._heartbeat.flush_lsn, self._maker.resume
         return {
             "source": "up" if self._heartbeat.is_up else "down",
-            "warnings": self._warnings() + self._sequences.warnings(),
-            "beside": {"sequences": self._sequences.report()},
+            "warnings": self._warnings() + self._sequences.warnings() + self._large_objects.warnings(),
+            "beside": {
+                "sequences": self._sequences.report(),
+                "large objects": self._large_objects.report(),
+            },
             "slot": self._name,
             "binary": None if self._session is None else self._session.binary,
             "captured_offset": resume or None,

@@ -129,7 +129,8 @@ async def _ask_source(stream: Stream) -> SourceFacts:
             " (SELECT count(*) FROM pg_catalog.pg_stat_replication),"
             " (SELECT count(*) FROM pg_catalog.pg_replication_slots),"
             " EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = %s),"
-            " EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata),"
+            " (SELECT count(*) FROM pg_catalog.pg_largeobject_metadata),"
+            " pg_catalog.has_table_privilege('pg_catalog.pg_largeobject', 'SELECT'),"
             " (SELECT count(*) FROM pg_catalog.pg_prepared_xacts"
             "   WHERE database = pg_catalog.current_database())"
             " FROM pg_catalog.pg_roles WHERE rolname = current_user",
@@ -138,7 +139,8 @@ async def _ask_source(stream: Stream) -> SourceFacts:
         facts.may_replicate, facts.may_set_names, facts.in_recovery = row[0], row[1], row[2]
         facts.senders_free = int(facts.settings["max_wal_senders"]) - row[3]
         facts.slots_free = int(facts.settings["max_replication_slots"]) - row[4]
-        facts.has_slot, facts.large_objects, facts.prepared = row[5], row[6], row[7]
+        facts.has_slot, facts.large_objects, facts.may_read_large_objects = row[5], row[6], row[7]
+        facts.prepared = row[8]
         facts.tables = await read_tables(connection)
         facts.sequences = await read_sequences(connection, stream.settings, values=False)
         facts.foreign_keys = await _foreign_keys(connection)

@@ -16,6 +16,8 @@ from castling.kinds.postgres.sync import release_commits
 
 __all__ = ["forget_stream"]
 
+#: large objects stay where they are, as rows do
+_BESIDE = ("large_objects", "large_objects_told")
 #: how long to wait for connections of ours to end, seconds
 _WITHIN_S = 20.0
 
@@ -78,7 +80,7 @@ async def _forget_target(stream: Stream) -> None:
             " WHERE relnamespace = pg_catalog.to_regnamespace('castling') AND relkind = 'r'"
         )
         there = {str(row[0]) for row in await cursor.fetchall()}
-        for table in ("progress", "seed", "seed_chunk", "seed_emptied", "sequences"):
+        for table in ("progress", "seed", "seed_chunk", "seed_emptied", "sequences", *_BESIDE):
             if table in there:
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (stream.group,)

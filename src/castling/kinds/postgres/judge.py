@@ -43,7 +43,8 @@ class SourceFacts:
     has_slot: bool = False
     tables: list[Table] = field(default_factory=list)
     sequences: list[SourceSequence] = field(default_factory=list)
-    large_objects: bool = False
+    large_objects: int = 0
+    may_read_large_objects: bool = True
     foreign_keys: list[tuple[str, str, str]] = field(default_factory=list)
     prepared: int = 0
 
@@ -143,14 +144,7 @@ def _judge_delivery(facts: SourceFacts, group: str, settings: GroupSettings) -> 
 def _judge_beside_tables(facts: SourceFacts, settings: GroupSettings) -> list[Finding]:
     found = judge_sequences(facts.sequences, settings)
     if facts.large_objects:
-        found.append(
-            refused(
-                "large objects",
-                "large-objects",
-                "the database holds large objects, which logical decoding does not show",
-                "move them to bytea columns; they would be missing from the replica",
-            )
-        )
+        found.append(_judge_large_objects(facts, settings))
     if facts.prepared:
         found.append(
             warning(
@@ -180,6 +174,26 @@ def _judge_beside_tables(facts: SourceFacts, settings: GroupSettings) -> list[Fi
                 )
             )
     return found
+
+
+def _judge_large_objects(facts: SourceFacts, settings: GroupSettings) -> Finding:
+    count = f"the database holds {facts.large_objects} large objects"
+    if settings.large_objects == "ignore":
+        return warning("large objects", "large-objects-ignored", f"{count}, which are left behind")
+    if not facts.may_read_large_objects:
+        return refused(
+            "large objects",
+            "large-objects-unreadable",
+            f"{count}, which the user may not read",
+            'GRANT pg_read_all_data TO it, or set large_objects = "ignore" to leave them behind',
+        )
+    return warning(
+        "large objects",
+        "large-objects-compared",
+        f"{count}: read whole every {settings.compare_every:g} s or more; one that changed goes through the"
+        " source's log, whole",
+        "as of when they are on the target is in `castling group status`",
+    )
 
 
 def judge_sequences(sequences: list[SourceSequence], settings: GroupSettings) -> list[Finding]:

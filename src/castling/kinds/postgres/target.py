@@ -26,6 +26,8 @@ from castling.kinds.postgres import progress
 from castling.kinds.postgres.changes import Change, coalesce
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import EmptiedTables
+from castling.kinds.postgres.large_object_target import LargeObjectTarget
+from castling.kinds.postgres.large_objects import LARGE_OBJECTS_PREFIX
 from castling.kinds.postgres.mapping import Mapping
 from castling.kinds.postgres.progress import application_name, origin_name
 from castling.kinds.postgres.sequence_target import SequenceTarget
@@ -80,7 +82,11 @@ class PostgresTarget:
         self._in_transaction = False
         #: by prefix: what is done with messages of the stream
         self._sequences = SequenceTarget(group)
-        self._handlers: dict[str, MessageHandler] = {SEQUENCES_PREFIX: self._sequences.take}
+        self._large_objects = LargeObjectTarget(group)
+        self._handlers: dict[str, MessageHandler] = {
+            SEQUENCES_PREFIX: self._sequences.take,
+            LARGE_OBJECTS_PREFIX: self._large_objects.take,
+        }
 
     # --- connecting ---------------------------------------------------------------------------
 
@@ -98,6 +104,7 @@ class PostgresTarget:
             self._writer = Writer(connection, Mapping(connection), self._handlers)
             await self._emptied.load(connection)
             await self._sequences.load(connection)
+            await self._large_objects.load(connection)
             self._progress = await progress.read(connection, self._group)
         if self._seeded and not self._progress:
             raise TargetForeign(
@@ -194,6 +201,9 @@ class PostgresTarget:
             "origin": origin_name(self._group),
             "sets": None if self._writer is None else self._writer.sets,
             "replays": None if self._writer is None else self._writer.replays,
-            "warnings": self._sequences.warnings(),
-            "beside": {"sequences": self._sequences.report()},
+            "warnings": self._sequences.warnings() + self._large_objects.warnings(),
+            "beside": {
+                "sequences": self._sequences.report(),
+                "large objects": self._large_objects.report(),
+            },
         }
