@@ -127,6 +127,31 @@ def differences(pair: Pair) -> list[Any]:
     return found.differences
 
 
+async def test_a_copy_anew_goes_over_partitions_and_keeps_what_was_added(pair: Pair) -> None:
+    """Indexes of partitions go with those of their roots; an index that somebody made for reports stays."""
+    pair.source(_RICH)
+    pair.source(
+        'ALTER TABLE measured ADD CONSTRAINT "the key " UNIQUE (at, v);'
+        "CREATE TABLE remark (at date REFERENCES measured, PRIMARY KEY (at)); INSERT INTO remark"
+        " SELECT at FROM measured LIMIT 10"
+    )
+    stream = pair.stream(seed=_CREATE)
+    await seeded(stream)
+    pair.target("CREATE INDEX for_reports ON measured (at, v); CREATE INDEX too ON customer (name)")
+    await seeded(stream)
+    assert differences(pair) == []
+    indexes = "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2"
+    added = ("for_reports", "_at_v_idx", " too ")
+    there = [row for row in pair.target(indexes) if not any(name in row[1] for name in added)]
+    assert there == pair.source(indexes)
+    assert len(pair.target("SELECT FROM pg_indexes WHERE indexname IN ('for_reports', 'too')")) == 2
+    keys = (
+        "SELECT conname, conrelid::regclass::text, contype FROM pg_constraint"
+        " WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2"
+    )
+    assert pair.target(keys) == pair.source(keys)
+
+
 @pytest.mark.parametrize("seed", [_CREATE, _EXPECT])
 async def test_production_is_never_emptied_for_a_copy_of_itself(pair: Pair, seed: SeedSettings) -> None:
     """By another name of the same server, and though the copy before says that the tables are ours."""

@@ -28,6 +28,7 @@ from castling.kinds.postgres.catalog import table_name
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.lsn import lsn_text
+from castling.kinds.postgres.seed_again import drop_of_roots
 from castling.kinds.postgres.seed_plan import Begin, Chunk, Finish, Schema, decode_request
 from castling.kinds.postgres.sequence_target import CREATE_SEQUENCES
 from castling.kinds.postgres.statements import quoted
@@ -216,6 +217,12 @@ class PostgresSeedTarget:
         finally:
             await connection.close()
 
+    async def _contents(self, server_version: int) -> bytes:
+        program = find_tool("pg_restore", server_version=server_version, configured=self._postgres_bin)
+        return await run_tool(
+            program, "--section=post-data", "--list", str(self._archive), settings=self._settings
+        )
+
     async def _restore(self, section: str, server_version: int, *options: str) -> None:
         program = find_tool("pg_restore", server_version=server_version, configured=self._postgres_bin)
         assert self._archive is not None
@@ -272,6 +279,7 @@ class PostgresSeedTarget:
         try:
             if self._archive is not None:
                 # a copy that broke off here before has left the same indexes and constraints
+                await drop_of_roots(connection, await self._contents(request.server_version))
                 await self._restore("post-data", request.server_version, "--clean", "--if-exists")
             for schema, name in self._begun.tables:
                 await connection.execute(f"ANALYZE {quoted(schema)}.{quoted(name)}".encode())
