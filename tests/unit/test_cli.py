@@ -25,6 +25,7 @@ from castling.cli.status import HEAD, details, seconds_text, table
 from castling.control.client import client_context
 from castling.control.home import Home
 from castling.control.install import node_tls
+from castling.control.store import Store
 from castling.errors import LinkForeign
 from castling.testing.servers import free_port
 
@@ -294,6 +295,21 @@ def test_tokens_from_making_to_revoking(
     monkeypatch.setenv("CASTLING_TOKEN", made["token"])
     answer = run("node", "list", "--home", two.east)
     assert answer.code == 13 and made["token"] not in answer.err
+
+
+def test_the_owner_of_a_node_makes_a_token_when_all_are_lost(run, two: Two) -> None:
+    """With the agent running; and it may do what an administrator may."""
+    (two.east / "admin.token").rename(two.east / "lost")
+    try:
+        refused = run("token", "list", "--home", two.east, "--json")
+        assert refused.code == 13 and "token recover" in refused.error["hint"]
+        made = run("token", "recover", "--home", two.east, "--json").data
+        assert undocumented("token recover", made) == [] and made["token"].startswith("ct_")
+        assert run("token", "list", "--home", two.east).code == 0
+        with Store(Home(two.east).state) as store:
+            assert store.audit(1)[0]["action"] == "token recover"
+    finally:
+        (two.east / "lost").rename(two.east / "admin.token")
 
 
 def test_a_join_token_counts_once(run, two: Two, tmp_path: Path) -> None:

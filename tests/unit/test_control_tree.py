@@ -93,6 +93,23 @@ def test_an_old_failure_is_not_told_of_a_process_that_runs() -> None:
     assert view["state"] == "starting" and "error" not in view
 
 
+def test_an_end_that_is_started_again_and_again_says_why() -> None:
+    view = end_view({"state": "failed", "error": {"code": "x"}}, "running", 3)
+    assert view["state"] == "starting" and view["error"] == {"code": "x"}
+
+
+def test_no_stage_is_ahead_of_the_one_before() -> None:
+    """Reports are of different moments; what a later stage has, the earlier ones had."""
+    late = {"captured": "1/9", "hardened": "1/8", "applied": "1/6"}
+    told = stream(
+        source={"positions": late},
+        receive={"positions": {"hardened": "1/11"}},
+        apply={"positions": {"applied": "2/1"}},
+    )["positions"]
+    assert (told["captured"], told["hardened"], told["applied"]) == ("2/1", "2/1", "2/1")
+    assert stream(source={"positions": None})["positions"]["captured"] is None, "unknown stays unknown"
+
+
 def test_a_failure_keeps_its_error_and_a_stopped_end_has_none() -> None:
     assert end_view({"state": "failed", "error": {"code": "x"}}, "failed", 0)["error"] == {"code": "x"}
     assert end_view({"state": "running", "error": {"code": "x"}}, "stopped", 0)["error"] is None

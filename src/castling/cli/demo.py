@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from castling.cli.output import Result, columns, say
 from castling.cli.session import Session, command
-from castling.errors import CastlingError, FindingsExist
+from castling.errors import CastlingError, FindingsExist, UsageError
 from castling.testing.bank import Bank, create_bank, lost, total_balance
 from castling.testing.cluster import Cluster, wait_for
 from castling.testing.compare import Comparison, compare
@@ -289,6 +289,8 @@ def _demo(
 
     Needs nothing but the package with its `demo` extra; removes everything that it made.
     """
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"--folder {folder}: there is no such folder")
     signal.signal(signal.SIGTERM, _terminated)
     say("setting up two PostgreSQL servers as two nodes, east and west, each with its own agent")
     if report is not None:

@@ -189,9 +189,21 @@ def _watch_lines(session: Session, group: str | None, interval: float) -> None:
         time.sleep(interval)
 
 
-def _remove(session: Session, group: Group, yes: Yes = False) -> Result:
+def _remove(
+    session: Session,
+    group: Group,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without", envvar="CASTLING_WITHOUT", help="A node that is gone for good and is not asked."
+        ),
+    ] = None,
+    yes: Yes = False,
+) -> Result:
     """Forget a stopped group: slot, publication, progress, journals. Both databases keep their data."""
-    if not (yes or ask(f"Remove {group}? A later start makes the first copy anew.")):
+    gone = f" What {', '.join(without)} still has of it stays there." if without else ""
+    if not (yes or ask(f"Remove {group}? A later start makes the first copy anew.{gone}")):
         raise UsageError("not confirmed; nothing was changed", hint="--yes removes without asking")
-    data = session.call("DELETE", f"/v1/groups/{group}", timeout_s=CHECK_S)
+    query = f"?without={','.join(without)}" if without else ""
+    data = session.call("DELETE", f"/v1/groups/{group}{query}", timeout_s=CHECK_S)
     return Result(data, f"{data['result']}: {group}")

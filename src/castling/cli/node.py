@@ -18,7 +18,7 @@ from castling.config.rules import is_loopback
 from castling.control.access import Invitation
 from castling.control.agent import run_agent
 from castling.control.home import Address
-from castling.control.install import initialise, node_table
+from castling.control.install import initialise, node_table, recover
 from castling.control.install import join as join_installation
 from castling.errors import UsageError
 from castling.observe import configure_events
@@ -62,6 +62,7 @@ def register(app: typer.Typer) -> None:
     tokens = typer.Typer(help="Who may use the agent of this node.", no_args_is_help=True)
     command(tokens, "create")(_token_create)
     command(tokens, "list")(_token_list)
+    command(tokens, "recover")(_token_recover)
     command(tokens, "revoke")(_token_revoke)
     app.add_typer(tokens, name="token")
     nodes = typer.Typer(help="The nodes of the installation.", no_args_is_help=True)
@@ -203,6 +204,17 @@ def _token_create(
     data = session.call("POST", "/v1/tokens", {"name": name, "role": role})
     say(f"{role} {name}, id {data['id']}; the token is shown this once:")
     return Result(data, data["token"])
+
+
+def _token_recover(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="Whose token it is.")] = "admin",
+    no_save_token: NoSave = False,
+) -> Result:
+    """Make a new admin token when all are lost. It needs this node's folder, not its agent."""
+    node, token = recover(session.home, name, keep_token=not no_save_token)
+    data = {"name": name, "role": "admin", "node": node, "token": token}
+    return Result(data, _token_text(session, token))
 
 
 def _token_list(session: Session) -> Result:

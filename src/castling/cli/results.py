@@ -130,6 +130,12 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("role", "role"),
         ("token", "text, this once"),
     ),
+    "token recover": (
+        ("name", "whose token it is"),
+        ("role", "admin"),
+        ("node", "the node whose agent takes it"),
+        ("token", "text, this once"),
+    ),
     "token list": _listed(
         (
             ("id", "by which it is revoked"),

@@ -69,7 +69,8 @@ class Session:
         except OSError as error:
             raise AccessDenied(
                 f"no token: CASTLING_TOKEN is not set and {file} can't be read",
-                hint="`castling token create` on a node makes one",
+                hint="an administrator makes one by `castling token create`; if all are lost,"
+                " `castling token recover` on the node does",
             ) from error
 
 

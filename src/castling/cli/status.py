@@ -73,9 +73,10 @@ def details(tree: Json) -> str:
         if stream["state"] in ("seeding", "waiting", "starting") and _seeding(stream):
             lines += _seed(stream)
         lines += _beside(stream)
-        lines += _link_trouble(stream)
-        for end, view in stream["ends"].items():
-            lines += _trouble(stream["backup"], end, view)
+        # the receive end first: what keeps it from listening is the cause of what the source end sees
+        for end in ("receive", "source", "apply"):
+            lines += _trouble(stream["backup"], end, stream["ends"][end])
+        lines += [line for line in _link_trouble(stream) if line.partition(": ")[2] not in "\n".join(lines)]
         lines += _room(stream)
         lines += _warnings(stream)
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from typing import Any
 from castling.control.access import Caller
 from castling.control.nodes import LocalNode, Node, ask_all
 from castling.control.tree import group_tree, unknown_end
-from castling.errors import AgentUnreachable, CastlingError, NotReplicable, StateError
+from castling.errors import AgentUnreachable, CastlingError, NotReplicable, StateError, UsageError
 from castling.groups.topology import capture_node, ends_on, group_settings
 
 __all__ = ["Groups"]
@@ -121,18 +121,29 @@ class Groups:
             changed = await self._desire(group, "stopped", caller, self._nodes(group))
             return {"group": group, "result": "stopped" if changed else "already_stopped"}
 
-    async def remove(self, group: str, caller: Caller) -> Json:
-        """Forget the group: slot and publication, progress, journals. The data of both databases stays."""
+    async def remove(self, group: str, caller: Caller, without: list[str]) -> Json:
+        """Forget the group: slot and publication, progress, journals. The data of both databases stays.
+
+        `without`: nodes that are gone for good; nothing is asked of them or done on them. Should one come
+        back, what it has of the group belongs to nobody, and the source refuses it: its slot is gone.
+        """
         async with self._changing:
             nodes = self._nodes(group)
-            told = _all(await ask_all(nodes, lambda node: node.describe()))
+            unknown = sorted(set(without) - {node.name for node in nodes})
+            if unknown:
+                raise UsageError(
+                    f"{unknown[0]} is not a node of group {group}",
+                    hint=f"its nodes: {', '.join(node.name for node in nodes)}",
+                )
+            nodes = [node for node in nodes if node.name not in without]
+            told = _told(await ask_all(nodes, lambda node: node.describe()))
             states = [said["desired"].get(group) for said in told.values()]
             if "running" in states:
                 raise StateError(f"group {group} is running", hint=f"`castling group stop {group}` first")
             if not any(states):
                 return {"group": group, "result": "already_removed"}
-            settings = group_settings(self._local.deployed(), group)
-            await self._node(capture_node(settings)).forget_kind(group)
+            captures = capture_node(group_settings(self._local.deployed(), group))
+            await (self._local if captures in without else self._node(captures)).forget_kind(group, without)
             _all(await ask_all(nodes, lambda node: node.forget(group)))
             return {"group": group, "result": "removed"}
 
@@ -148,7 +159,7 @@ class Groups:
 
     async def _same_deployment(self, group: str, nodes: list[Node]) -> bool:
         """True when the group should run on all of them; StateError where something else is deployed."""
-        told = _all(await ask_all(nodes, lambda node: node.describe()))
+        told = _told(await ask_all(nodes, lambda node: node.describe()))
         mine = told.get(self._local.name) or await self._local.describe()
         for name, said in sorted(told.items()):
             if said["digest"] != mine["digest"]:
@@ -167,6 +178,14 @@ class Groups:
         if name == self._local.name:
             return self._local
         return self._reach(name, self._local.deployed().nodes[name].api)
+
+
+def _told(answers: dict[str, Json | CastlingError]) -> dict[str, Any]:
+    """Every node's answer to a question; if some have none, the first one's error: nothing was changed."""
+    for _, said in sorted(answers.items()):
+        if isinstance(said, AgentUnreachable):
+            raise AgentUnreachable(f"{said}; nothing was changed", hint=said.hint, **said.context) from said
+    return _all(answers)
 
 
 def _all(answers: dict[str, Json | CastlingError] | dict[str, CastlingError | None]) -> dict[str, Any]:

@@ -29,7 +29,16 @@ from castling.link.authority import (
 )
 from castling.link.tls import NodeTls
 
-__all__ = ["CERTIFICATE_DAYS", "Installed", "initialise", "issued", "join", "node_table", "node_tls"]
+__all__ = [
+    "CERTIFICATE_DAYS",
+    "Installed",
+    "initialise",
+    "issued",
+    "join",
+    "node_table",
+    "node_tls",
+    "recover",
+]
 
 CERTIFICATE_DAYS = 3650
 
@@ -119,6 +128,18 @@ def _is_that_node(home: Home, node: str, address: Address) -> None:
             f"node {node} is there already, with api {there.api} and link {there.link}",
             hint="an address changes in castling.toml, by `castling deploy`",
         )
+
+
+def recover(home: Home, name: str, *, keep_token: bool) -> tuple[str, str]:
+    """(node, text of a new admin token): for whoever can write the home, who could do anything anyway."""
+    node = home.node()
+    check_names(user=name)
+    with Store(home.state) as store:
+        _, token = store.add_token(name, AccessRole.ADMIN)
+        store.add_audit(f"owner of {home.folder}", "token recover", name, "done")
+    if keep_token:
+        write_private(home.admin_token, f"{token}\n".encode())
+    return node, token
 
 
 def _finish(home: Home, node: str, address: Address, *, keep_token: bool) -> str:

@@ -64,8 +64,8 @@ class Node(Protocol):
     async def check(self, group: str) -> list[Json]:
         """The kind's findings about every stream of the group."""
 
-    async def forget_kind(self, group: str) -> None:
-        """Remove what the kind left on sources and targets."""
+    async def forget_kind(self, group: str, without: list[str]) -> None:
+        """Remove what the kind left on sources, and on targets but those of the nodes in `without`."""
 
     async def forget(self, group: str) -> None:
         """Remove the group's folder and that it was ever started; StateError while it should run."""
@@ -186,11 +186,11 @@ class LocalNode:
             raise StateError(f"the check took longer than {CHECK_S:.0f} s") from None
         return found
 
-    async def forget_kind(self, group: str) -> None:
+    async def forget_kind(self, group: str, without: list[str]) -> None:
         config = self.deployed()
         kind = kinds.load(group_settings(config, group).kind)
         for stream in streams(config, group):
-            await kind.forget(stream)
+            await kind.forget(stream, target=stream.backup not in without)
 
     async def forget(self, group: str) -> None:
         if self._store.desired().get(group) == "running":
@@ -245,8 +245,8 @@ class RemoteNode:
         )
         return found
 
-    async def forget_kind(self, group: str) -> None:
-        await self._call("POST", f"/v1/node/groups/{group}/forget-kind", None, SLOW_S)
+    async def forget_kind(self, group: str, without: list[str]) -> None:
+        await self._call("POST", f"/v1/node/groups/{group}/forget-kind", {"without": without}, SLOW_S)
 
     async def forget(self, group: str) -> None:
         await self._call("POST", f"/v1/node/groups/{group}/forget", None, SLOW_S)

@@ -124,6 +124,10 @@ class NodeDeployBody(msgspec.Struct, forbid_unknown_fields=True):
     by: str
 
 
+class ForgetBody(msgspec.Struct, forbid_unknown_fields=True):
+    without: list[str]
+
+
 class DesireBody(msgspec.Struct, forbid_unknown_fields=True):
     state: Literal["running", "stopped"]
     by: str
@@ -226,7 +230,8 @@ async def _stop(services: Services, call: Call) -> Any:
 
 
 async def _remove(services: Services, call: Call) -> Any:
-    return await services.groups.remove(call.names["group"], call.caller)
+    without = [name for name in call.query.get("without", "").split(",") if name]
+    return await services.groups.remove(call.names["group"], call.caller, without)
 
 
 async def _events(services: Services, call: Call) -> Any:
@@ -259,7 +264,7 @@ async def _node_check(services: Services, call: Call) -> Any:
 
 
 async def _node_forget_kind(services: Services, call: Call) -> Any:
-    return await services.local.forget_kind(call.names["group"])
+    return await services.local.forget_kind(call.names["group"], call.body.without)
 
 
 async def _node_forget(services: Services, call: Call) -> Any:
@@ -299,6 +304,6 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/node/groups/{group}/desire", Access.NODE, _node_desire, DesireBody),
     Endpoint("GET", "/v1/node/groups/{group}/ends", Access.NODE, _node_ends),
     Endpoint("POST", "/v1/node/groups/{group}/check", Access.NODE, _node_check),
-    Endpoint("POST", "/v1/node/groups/{group}/forget-kind", Access.NODE, _node_forget_kind),
+    Endpoint("POST", "/v1/node/groups/{group}/forget-kind", Access.NODE, _node_forget_kind, ForgetBody),
     Endpoint("POST", "/v1/node/groups/{group}/forget", Access.NODE, _node_forget),
 )

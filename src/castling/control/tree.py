@@ -12,6 +12,7 @@ from typing import Any
 from castling.config import Config
 from castling.errors import CastlingError
 from castling.groups.topology import EndName, capture_node, group_settings
+from castling.journal.record import Position
 
 __all__ = ["STATES", "end_view", "group_tree", "unknown_end"]
 
@@ -46,8 +47,9 @@ def end_view(report: Report | None, status: str, restarts: int) -> Report:
         if status == "stopped":
             seen["error"] = None
     elif seen.get("state") in (None, "failed", "stopped"):
-        # the process is there and has not written a report of its own yet
-        seen = {"state": "starting"}
+        # the process is there and has not written a report of its own yet: why it was started again stays
+        cause = {"error": seen["error"]} if restarts and seen.get("error") else {}
+        seen = {"state": "starting", **cause}
     seen["supervisor"] = status
     seen["restarts"] = restarts
     return seen
@@ -91,12 +93,7 @@ def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> 
         "state": _worst(states),
         "link": _link(source),
         "mode": _mode(delivery, source),
-        "positions": {
-            "captured": _position("captured", source),
-            "hardened": _position("hardened", receive, source),
-            "applied": _position("applied", apply, source),
-            "released": _position("released", apply, receive),
-        },
+        "positions": _positions(source, receive, apply),
         "rpo_s": source.get("rpo_s"),
         "rpo": source.get("rpo"),
         "apply_lag_s": apply.get("apply_lag_s"),
@@ -137,6 +134,24 @@ def _age_s(figures: Report, at_ns: int | None) -> float | None:
 
 def _worst(states: Iterable[str]) -> str:
     return min(states, key=lambda state: STATES.index(state) if state in STATES else 2, default="unknown")
+
+
+def _positions(source: Report, receive: Report, apply: Report) -> Report:
+    """What is applied was hardened, and what is hardened was captured, though the end that knows it first
+    told it last."""
+    applied = _position("applied", apply, source)
+    hardened = _latest(_position("hardened", receive, source), applied)
+    return {
+        "captured": _latest(_position("captured", source), hardened) if source.get("positions") else None,
+        "hardened": hardened,
+        "applied": applied,
+        "released": _position("released", apply, receive),
+    }
+
+
+def _latest(*positions: str | None) -> str | None:
+    known = [each for each in positions if each is not None]
+    return max(known, key=Position.parse, default=None)
 
 
 def _position(name: str, *ends: Report) -> str | None:

@@ -96,8 +96,13 @@ class ApplyEnd:
             figures=self.figures,
         )
         self.state = "running"
+
+        def healed() -> None:
+            self.error = None
+            backoff.reset()
+
         try:
-            await self._session.run(on_commit=backoff.reset)
+            await self._session.run(on_commit=healed)
         finally:
             await target.close()
             reader.close()

@@ -119,6 +119,8 @@ class SourceEnd:
         self._hardened: Tail | None = None
         self._applied: dict[str, Any] = {}
         self._connected = False
+        #: whether the far side holds a finished copy, as far as it was told
+        self._is_copied = False
 
     async def run(self) -> None:
         """Capture and send until cancelled, or until an error that trying again can't heal."""
@@ -155,12 +157,12 @@ class SourceEnd:
             await self._seed(backoff)
 
     def _settle(self, backoff: Backoff) -> None:
-        self.state, self.error = "running", None
+        self.state, self.error, self._is_copied = "running", None, True
         backoff.reset()
 
     async def _seed(self, backoff: Backoff) -> None:
         """The first copy, from its very beginning, with the stream running beside it."""
-        self.state, self.error = "seeding", None
+        self.state, self._is_copied = "seeding", False
         await self._feed.close()
         self.lag.forget()
         try:
@@ -198,8 +200,11 @@ class SourceEnd:
         """Age of the oldest source commit that is not hardened on the backup, in seconds.
 
         0 only while the source is there, its heartbeats arrive and nothing is outstanding; None (unknown)
-        as soon as it is known to be away, or has not been heard for as long as it should have been.
+        as soon as it is known to be away, or has not been heard for as long as it should have been, and
+        while there is no finished copy that a commit could be saved by.
         """
+        if not self._is_copied:
+            return None
         now_ns = self._host.wall_ns()
         capture = self._capture.report()
         sent_ns, seen_ns = capture.get("heartbeat_sent_ns"), capture.get("heartbeat_seen_ns")

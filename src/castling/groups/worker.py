@@ -155,9 +155,18 @@ def _report(
     }
 
 
-async def _report_for_ever(write: Callable[[], None]) -> None:
+async def _report_for_ever(make: Callable[[], dict[str, Any]], path: Path, log: Any) -> None:
+    """Write the report twice a second; what goes wrong, and that it has healed, also stands in the log."""
+    before: str | None = None
     while True:
-        write()
+        report = make()
+        write_report(path, report)
+        code = None if report["error"] is None else report["error"]["code"]
+        if code is not None and code != before:
+            log.warning("group.end_troubled", code=code, detail=report["detail"])
+        elif code is None and before is not None:
+            log.info("group.end_healed", code=before)
+        before = code
         await asyncio.sleep(REPORT_S)
 
 
@@ -172,7 +181,7 @@ async def run_end(place: _Place) -> None:
     log.info("group.end_started", pid=os.getpid())
     working = asyncio.create_task(end.run())
     reporting = asyncio.create_task(
-        _report_for_ever(lambda: write_report(place.paths.report, _report(place, end, None, None)))
+        _report_for_ever(lambda: _report(place, end, None, None), place.paths.report, log)
     )
     waiting = asyncio.create_task(stopping.wait())
     await asyncio.wait((working, waiting, reporting), return_when=asyncio.FIRST_COMPLETED)

@@ -11,6 +11,7 @@ what a signing request asks for beyond its key and its node's name is ignored.
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import re
 import secrets
 from urllib.parse import urlsplit
@@ -86,6 +87,8 @@ def issue(ca_cert: bytes, ca_key: bytes, csr_pem: bytes, node: str, days: int) -
         x509.UniformResourceIdentifier(f"castling://{installation_of(ca_cert)}/node/{node}"),
         x509.DNSName(node),
         x509.DNSName("localhost"),
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        x509.IPAddress(ipaddress.ip_address("::1")),
     ]
     certificate = (
         _builder(_subject(node), public, days)

@@ -22,13 +22,14 @@ _BESIDE = ("large_objects", "large_objects_told")
 _WITHIN_S = 20.0
 
 
-async def forget_stream(stream: Stream) -> None:
+async def forget_stream(stream: Stream, *, target: bool = True) -> None:
     """The slot and the publication go from the source; progress and seed notes from the target.
 
     Rows stay where they are. The slot matters most: one that is left keeps the source's log.
     """
     await _forget_source(stream)
-    await _forget_target(stream)
+    if target:
+        await _forget_target(stream)
 
 
 async def _forget_source(stream: Stream) -> None:

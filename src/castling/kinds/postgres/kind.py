@@ -53,8 +53,8 @@ class PostgresKind:
     async def check(self, stream: Stream) -> list[Finding]:
         return await check_stream(stream)
 
-    async def forget(self, stream: Stream) -> None:
-        await forget_stream(stream)
+    async def forget(self, stream: Stream, *, target: bool = True) -> None:
+        await forget_stream(stream, target=target)
 
 
 KIND = PostgresKind()
