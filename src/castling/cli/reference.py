@@ -55,9 +55,10 @@ _METRICS_HEAD = """\
 
 `GET /metrics` of an agent (role viewer) tells them in Prometheus' text form for every group of
 the node's deployment. What is not known has no sample: alert on absence as on a bad value.
-A node's certificate names the node, `localhost` and the loopback addresses; at any other address it is verified by the
-node's name: `server_name` in Prometheus' `tls_config`, or `curl --cacert ca.pem --resolve east:7430:ADDRESS
-https://east:7430/metrics`, with `ca.pem` from the node's folder `ca`.
+A node's certificate names the node, `localhost` and the loopback addresses; at any other
+address it is verified by the node's name: `server_name` in Prometheus' `tls_config`, or
+`curl --cacert ca.pem --resolve east:7430:ADDRESS https://east:7430/metrics`, with `ca.pem`
+from the node's folder `ca`.
 """
 _API_HEAD = """\
 # API
