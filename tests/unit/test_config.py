@@ -113,6 +113,11 @@ def test_load_reads_a_file_and_names_a_missing_one(tmp_path) -> None:
         ('backups = ["west"]', 'backups = ["west"]\non_sync_loss = "wait"', "on_sync_loss: is for delivery"),
         (
             'backups = ["west"]',
+            'backups = ["west", "north"]\ndelivery = "sync"\non_sync_loss = "wait"',
+            'castling.toml:16: groups.orders.delivery: "sync" is for one backup',
+        ),
+        (
+            'backups = ["west"]',
             'backups = ["west"]\ncapture_on = "north"',
             "capture_on: must be a node of the group",
         ),

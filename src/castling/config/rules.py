@@ -127,6 +127,14 @@ def _delivery(name: str, group: GroupSettings) -> Iterator[Problem]:
             'is missing: with delivery = "sync" say what commits do when no backup answers: "wait" '
             '(production stands still, nothing unprotected) or "degrade" (production goes on, unprotected)',
         )
+    if group.delivery == "sync" and len(group.backups) > 1:
+        yield (
+            ("groups", name, "delivery"),
+            f'"sync" is for one backup, and this group has {len(group.backups)} '
+            f"({', '.join(group.backups)}): which of them a commit waited for, and for which it no longer "
+            "waits, would not be the same for all; name one backup, or use a group for each further one, "
+            'with "async"',
+        )
     if group.delivery == "async" and group.on_sync_loss is not None:
         yield at, 'is for delivery = "sync"; with "async" commits never wait'
 
