@@ -525,3 +525,10 @@ def test_what_is_carried_beside_rows_has_a_line() -> None:
     assert "sequences to west: 7 carried, 0.4s old" in told
     assert "x to west" not in told
     assert "sequences to west: unknown carried, unknown old" in details(tree(beside={"sequences": {}}))
+
+
+def test_definitions_that_differ_are_named_with_the_command_that_shows_them() -> None:
+    told = details(tree(definitions={"differ": ["role r"], "as_of_ns": 1}))
+    assert "west: not as on the source: role r" in told
+    assert "castling group compare-schema orders" in told
+    assert "as on the source" not in details(tree(definitions={"differ": [], "as_of_ns": 1}))

@@ -159,3 +159,26 @@ def test_what_is_carried_beside_the_changes_is_as_old_as_what_the_target_has() -
     assert age({"looked_ns": None, "told_ns": None}, {}) is None
     assert age(told, {"applied_ns": 5_000_000_000}, at_ns=None) is None
     assert stream()["beside"] == {}
+
+
+def test_definitions_of_both_ends_are_compared_and_what_is_not_known_is_not_equal() -> None:
+    def told(source: Any, target: Any) -> Any:
+        found = stream(source={"capture": {"definitions": source}}, apply={"target": {"definitions": target}})
+        return found["definitions"]
+
+    here = {
+        "at_ns": 5,
+        "schema": {"column": "1", "index": "2"},
+        "outside": {"role": {"r": "1", "s": "2"}, "setting": "x"},
+    }
+    there = {**here, "at_ns": 4, "outside": {"role": {"r": "1", "s": "2", "more": "9"}, "setting": "x"}}
+    assert told(here, there) == {"differ": [], "as_of_ns": 4}
+    other = {"at_ns": 6, "schema": {"column": "7", "view": "1"}, "outside": {"role": {"r": "1", "s": "8"}}}
+    assert told(here, other)["differ"] == [
+        "role s",
+        "setting",
+        "column definitions",
+        "index definitions",
+        "view definitions",
+    ]
+    assert told(here, None) == told(None, here) == {"differ": None, "as_of_ns": None}

@@ -1,4 +1,4 @@
-"""Commands of groups: check, start, stop, status, watch, list, remove."""
+"""Commands of groups: check, start, stop, status, watch, list, compare-schema, remove."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
     command(groups, "stop")(_stop)
     command(groups, "status")(_status)
     command(groups, "watch")(_watch)
+    command(groups, "compare-schema")(_compare_schema)
     command(groups, "remove")(_remove)
     app.add_typer(groups, name="group")
 
@@ -52,17 +53,31 @@ def _check(session: Session, group: Group) -> Result:
 def _findings(data: dict[str, Any]) -> str:
     order = ["refused", "change", "warning", "ok"]
     found = sorted(data["findings"], key=lambda each: (order.index(each["severity"]), each["object"]))
+    lines = _told(found)
+    counts = ", ".join(
+        f"{sum(each['severity'] == severity for each in found)} {severity}" for severity in order
+    )
+    verdict = "refused: the group would not start" if data["refused"] else "the group can start"
+    return "\n".join([*lines, f"{data['group']}: {verdict} ({counts})"])
+
+
+def _told(found: list[dict[str, Any]]) -> list[str]:
     lines = []
     for each in found:
         lines.append(f"{each['severity'].upper():8} {each['object']}  [{each['code']}]")
         lines.append(f"         {each['message']}")
         if each["hint"]:
             lines.append(f"         hint: {each['hint']}")
-    counts = ", ".join(
-        f"{sum(each['severity'] == severity for each in found)} {severity}" for severity in order
-    )
-    verdict = "refused: the group would not start" if data["refused"] else "the group can start"
-    return "\n".join([*lines, f"{data['group']}: {verdict} ({counts})"])
+    return lines
+
+
+def _compare_schema(session: Session, group: Group) -> Result:
+    """Compare definitions, roles, settings of both sides. Changes nothing; exit code 3 if they differ."""
+    data = session.call("POST", f"/v1/groups/{group}/compare-schema", timeout_s=CHECK_S)
+    count = data["differences"]
+    verdict = "no differences" if not count else f"{count} differences"
+    text = "\n".join([*_told(data["findings"]), f"{group}: {verdict}"])
+    return Result(data, text, FindingsExist.exit_code if count else 0)
 
 
 def _start(

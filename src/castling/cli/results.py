@@ -77,6 +77,9 @@ _STREAM = (
     *((f"apply_lag.{key}", text) for key, text in _LAG),
     ("warnings", "what does not stop the stream, but leaves something unprotected or will stop it"),
     *((f"warnings.*.{key}", text) for key, text in _WARNING),
+    ("definitions", "how the target's definitions compare with the source's"),
+    ("definitions.differ", "what is not as on the source, by kind and name, a list; null: not known"),
+    ("definitions.as_of_ns", "when it was looked at, ns since 1970; null: not known"),
     ("beside", "what is carried beside the changes, by name (sequences, …): carried, as_of_s (age of what "
      "the target has), looked_ns, told_ns, applied_ns and more; null for what is not known"),
     ("seed", "the first copy: phase, rows, rows_total, bytes, bytes_total, started_ns, tables_done, "
@@ -160,6 +163,12 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("group", "name"),
         ("node", "node that looked"),
         ("refused", "number of findings that refuse the start"),
+        *_FINDINGS,
+    ),
+    "group compare-schema": (
+        ("group", "name"),
+        ("node", "node that looked"),
+        ("differences", "number of findings that are differences"),
         *_FINDINGS,
     ),
     "group list": _listed(_GROUP),

@@ -15,6 +15,8 @@ __all__ = ["HEAD", "bytes_text", "details", "one_line", "seconds_text", "table"]
 Json = dict[str, Any]
 HEAD = ("GROUP", "KIND", "ROLE", "LINK", "MODE", "CAPTURED", "HARDENED", "APPLIED", "LAG", "STATE")
 BAR = 30
+#: differing definitions that the status names
+DIFFERING = 5
 
 
 def table(trees: list[Json]) -> str:
@@ -73,6 +75,7 @@ def details(tree: Json) -> str:
         if stream["state"] in ("seeding", "waiting", "starting") and _seeding(stream):
             lines += _seed(stream)
         lines += _beside(stream)
+        lines += _definitions(tree["group"], stream)
         # the receive end first: what keeps it from listening is the cause of what the source end sees
         for end in ("receive", "source", "apply"):
             lines += _trouble(stream["backup"], end, stream["ends"][end])
@@ -101,6 +104,17 @@ def _beside(stream: Json) -> list[str]:
         if count:
             lines.append(f"{name} to {stream['backup']}: {count} carried, {age} old")
     return lines
+
+
+def _definitions(group: str, stream: Json) -> list[str]:
+    differ = (stream.get("definitions") or {}).get("differ")  # an agent of before has none
+    if not differ:
+        return []
+    told = ", ".join(differ[:DIFFERING]) + (", …" if len(differ) > DIFFERING else "")
+    return [
+        f"{stream['backup']}: not as on the source: {told}",
+        f"  hint: `castling group compare-schema {group}` shows each, and how to mend it",
+    ]
 
 
 def _spread(taken: Json | None) -> str:

@@ -76,6 +76,14 @@ class Groups:
         refused = sum(finding["severity"] == "refused" for finding in findings)
         return {"group": group, "node": node.name, "refused": refused, "findings": findings}
 
+    async def compare_schema(self, group: str) -> Json:
+        """How definitions differ between source and target, by the node that captures. Changes nothing."""
+        settings = group_settings(self._local.deployed(), group)
+        node = self._node(capture_node(settings))
+        findings = await node.compare_schema(group)
+        differing = sum(finding["severity"] != "ok" for finding in findings)
+        return {"group": group, "node": node.name, "differences": differing, "findings": findings}
+
     # --- changing -----------------------------------------------------------------------------
 
     async def start(self, group: str, caller: Caller) -> Json:

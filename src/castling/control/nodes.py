@@ -28,6 +28,7 @@ from castling.control.supervisor import Supervisor
 from castling.control.tree import end_view
 from castling.errors import CastlingError, LinkForeign, NotInitialised, StateError
 from castling.groups.topology import End, end_paths, ends_on, group_settings, streams
+from castling.kinds.base import Finding, Stream
 from castling.link.authority import name_of_authority
 from castling.observe import read_report
 
@@ -63,6 +64,9 @@ class Node(Protocol):
 
     async def check(self, group: str) -> list[Json]:
         """The kind's findings about every stream of the group."""
+
+    async def compare_schema(self, group: str) -> list[Json]:
+        """How definitions differ between the ends of every stream, as findings."""
 
     async def forget_kind(self, group: str, without: list[str]) -> None:
         """Remove what the kind left on sources, and on targets but those of the nodes in `without`."""
@@ -174,13 +178,19 @@ class LocalNode:
         return found
 
     async def check(self, group: str) -> list[Json]:
-        config = self.deployed()
-        kind = kinds.load(group_settings(config, group).kind)
+        kind = kinds.load(group_settings(self.deployed(), group).kind)
+        return await self._findings(group, kind.check)
+
+    async def compare_schema(self, group: str) -> list[Json]:
+        kind = kinds.load(group_settings(self.deployed(), group).kind)
+        return await self._findings(group, kind.compare_schema)
+
+    async def _findings(self, group: str, look: Callable[[Stream], Awaitable[list[Finding]]]) -> list[Json]:
         found: list[Json] = []
         try:
             async with asyncio.timeout(CHECK_S):
-                for stream in streams(config, group):
-                    findings = await kind.check(stream)
+                for stream in streams(self.deployed(), group):
+                    findings = await look(stream)
                     found += [{"backup": stream.backup, **msgspec.to_builtins(each)} for each in findings]
         except TimeoutError:
             raise StateError(f"the check took longer than {CHECK_S:.0f} s") from None
@@ -243,6 +253,11 @@ class RemoteNode:
         found: list[Json] = await self._call(
             "POST", f"/v1/node/groups/{group}/check", None, CHECK_S + QUICK_S
         )
+        return found
+
+    async def compare_schema(self, group: str) -> list[Json]:
+        path = f"/v1/node/groups/{group}/compare-schema"
+        found: list[Json] = await self._call("POST", path, None, CHECK_S + QUICK_S)
         return found
 
     async def forget_kind(self, group: str, without: list[str]) -> None:

@@ -100,6 +100,7 @@ def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> 
         "apply_lag": apply.get("apply_lag"),
         "seed": source.get("seed"),
         "beside": _beside(found),
+        "definitions": _definitions(found),
         "warnings": _warnings(found),
         "ends": {str(name): end for name, end in found.items()},
     }
@@ -130,6 +131,28 @@ def _age_s(figures: Report, at_ns: int | None) -> float | None:
     is_current = told is None or (applied is not None and applied >= told)
     as_of = looked if is_current else applied
     return None if as_of is None or at_ns is None else max(0.0, (at_ns - as_of) / 1e9)
+
+
+def _definitions(ends: dict[EndName, Report]) -> Report:
+    """In what the target's definitions are not the source's; `differ` None when not both are known.
+
+    Things outside of the schema are compared by name, and the target may have more of them.
+    """
+    source = (ends[EndName.SOURCE].get("capture") or {}).get("definitions")
+    target = (ends[EndName.APPLY].get("target") or {}).get("definitions")
+    if not source or not target:
+        return {"differ": None, "as_of_ns": None}
+    differ = []
+    for kind, mine in sorted(source["outside"].items()):
+        other = target["outside"].get(kind) or {}
+        if isinstance(mine, dict) and isinstance(other, dict):
+            differ += [f"{kind} {name}" for name, text in sorted(mine.items()) if other.get(name) != text]
+        elif mine != other:
+            differ.append(kind)
+    kinds = sorted(source["schema"].keys() | target["schema"].keys())
+    here, there = source["schema"], target["schema"]
+    differ += [f"{kind} definitions" for kind in kinds if here.get(kind) != there.get(kind)]
+    return {"differ": differ, "as_of_ns": min(source["at_ns"], target["at_ns"])}
 
 
 def _worst(states: Iterable[str]) -> str:

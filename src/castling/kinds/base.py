@@ -222,6 +222,9 @@ class Kind(Protocol):
     async def check(self, stream: Stream) -> list[Finding]:
         """What can't be replicated and why, what `group start` will change, what costs; changes nothing."""
 
+    async def compare_schema(self, stream: Stream) -> list[Finding]:
+        """How the target's definitions differ from the source's; one OK finding if they don't. Only looks."""
+
     async def forget(self, stream: Stream, *, target: bool = True) -> None:
         """Remove what the kind left on the source and target (slot, publication, progress); repeatable.
         `target`: False when the target is gone for good and is not asked."""

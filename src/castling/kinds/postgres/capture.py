@@ -25,6 +25,7 @@ from castling.journal.record import Draft, Flag, RecordType
 from castling.kinds.postgres.catalog import Table, read_tables, types_agree
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.copystream import Keepalive
+from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.drafts import DRAFT_BYTES, DraftMaker
 from castling.kinds.postgres.heartbeat import Heartbeat
 from castling.kinds.postgres.large_object_watch import LargeObjectWatch
@@ -105,6 +106,7 @@ class PostgresCapture:
         self._heartbeat = Heartbeat(database, group=group, interval_s=settings.heartbeat)
         self._sequences = SequenceWatch(group, settings, database)
         self._large_objects = LargeObjectWatch(group, settings, database)
+        self._definitions = DefinitionWatch(group, settings, database)
         self._guard = SyncGuard(group, backup, settings, database)
         self._background: list[asyncio.Task[None]] = []
         self._log = events("capture").bind(group=group, backup=backup)
@@ -228,7 +230,7 @@ class PostgresCapture:
         self._confirmed = start
         self._asked_s, self._pacing = None, Pacing()
         self._pending = [Draft(RecordType.SESSION, token.encode(), start, Flag.KEYFRAME)]
-        looks = (self._watch(), self._sequences.run(), self._large_objects.run())
+        looks = (self._watch(), self._sequences.run(), self._large_objects.run(), self._definitions.run())
         beside = (self._heartbeat.run(), *looks)
         self._background = [asyncio.create_task(task) for task in beside]
         if self._is_sync:
@@ -371,6 +373,7 @@ class PostgresCapture:
         return {
             "source": "up" if self._heartbeat.is_up else "down",
             "warnings": self._warnings() + self._sequences.warnings() + self._large_objects.warnings(),
+            "definitions": self._definitions.report(),
             "beside": {
                 "sequences": self._sequences.report(),
                 "large objects": self._large_objects.report(),

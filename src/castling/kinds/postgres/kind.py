@@ -7,7 +7,9 @@ from castling.kinds.base import Finding, Stream
 from castling.kinds.postgres.capture import PostgresCapture
 from castling.kinds.postgres.check import check_stream
 from castling.kinds.postgres.decoder import PostgresDecoder
+from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.forget import forget_stream
+from castling.kinds.postgres.schema_compare import compare_schema
 from castling.kinds.postgres.seed_source import PostgresSeedSource
 from castling.kinds.postgres.seed_target import PostgresSeedTarget
 from castling.kinds.postgres.target import PostgresTarget
@@ -48,10 +50,14 @@ class PostgresKind:
         return PostgresDecoder(piece_bytes=max(1 << 20, stream.settings.apply_memory // 4))
 
     def target(self, stream: Stream) -> PostgresTarget:
-        return PostgresTarget(stream.group, _target(stream), seeded=True)
+        definitions = DefinitionWatch(stream.group, stream.settings, _target(stream))
+        return PostgresTarget(stream.group, _target(stream), seeded=True, definitions=definitions)
 
     async def check(self, stream: Stream) -> list[Finding]:
         return await check_stream(stream)
+
+    async def compare_schema(self, stream: Stream) -> list[Finding]:
+        return await compare_schema(stream)
 
     async def forget(self, stream: Stream, *, target: bool = True) -> None:
         await forget_stream(stream, target=target)

@@ -12,6 +12,7 @@ journal keeps everything until the progress is flushed (`durable`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,7 @@ from castling.kinds.base import Commit, Piece
 from castling.kinds.postgres import progress
 from castling.kinds.postgres.changes import Change, coalesce
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.emptied import EmptiedTables
 from castling.kinds.postgres.large_object_target import LargeObjectTarget
 from castling.kinds.postgres.large_objects import LARGE_OBJECTS_PREFIX
@@ -70,7 +72,14 @@ _RETRY = (
 class PostgresTarget:
     """Implements `kinds.base.Target`. `seeded`: it must hold a finished first copy."""
 
-    def __init__(self, group: str, settings: DatabaseSettings, *, seeded: bool = False) -> None:
+    def __init__(
+        self,
+        group: str,
+        settings: DatabaseSettings,
+        *,
+        seeded: bool = False,
+        definitions: DefinitionWatch | None = None,
+    ) -> None:
         self._seeded = seeded
         self._group = group
         self._settings = settings
@@ -80,9 +89,11 @@ class PostgresTarget:
         self._writer: Writer | None = None
         self._emptied = EmptiedTables(group)
         self._in_transaction = False
-        #: by prefix: what is done with messages of the stream
+        self._definitions = definitions
+        self._looking: asyncio.Task[None] | None = None
         self._sequences = SequenceTarget(group)
         self._large_objects = LargeObjectTarget(group)
+        #: by prefix: what is done with messages of the stream
         self._handlers: dict[str, MessageHandler] = {
             SEQUENCES_PREFIX: self._sequences.take,
             LARGE_OBJECTS_PREFIX: self._large_objects.take,
@@ -106,6 +117,8 @@ class PostgresTarget:
             await self._sequences.load(connection)
             await self._large_objects.load(connection)
             self._progress = await progress.read(connection, self._group)
+        if self._definitions is not None and self._looking is None:
+            self._looking = asyncio.create_task(self._definitions.run())
         if self._seeded and not self._progress:
             raise TargetForeign(
                 f"{self._settings.host}:{self._settings.port}/{self._settings.dbname} does not hold the copy"
@@ -170,6 +183,10 @@ class PostgresTarget:
         return self._progress
 
     async def close(self) -> None:
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            looking.cancel()
+            await asyncio.wait((looking,))
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
@@ -202,6 +219,7 @@ class PostgresTarget:
             "sets": None if self._writer is None else self._writer.sets,
             "replays": None if self._writer is None else self._writer.replays,
             "warnings": self._sequences.warnings() + self._large_objects.warnings(),
+            "definitions": None if self._definitions is None else self._definitions.report(),
             "beside": {
                 "sequences": self._sequences.report(),
                 "large objects": self._large_objects.report(),

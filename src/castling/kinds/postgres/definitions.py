@@ -1,0 +1,142 @@
+"""How definitions differ between two servers: lists of things in, differences out. Pure.
+
+A thing is named by kind and name and has a text that says what it is; two are the same when their texts are.
+`make` is the statement by which the target would come to have it, where there is one. It never holds a
+password: PostgreSQL does not show them, and neither does this.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from castling.config import GroupSettings
+from castling.kinds.base import Finding, Severity
+from castling.kinds.postgres.catalog import are_chosen, table_name
+
+__all__ = ["Difference", "Thing", "differences", "digest", "finding", "is_in_group"]
+
+#: of these the target may have more than the source: other databases live there too
+_SHARED = frozenset({"role", "member", "tablespace", "extension", "schema"})
+#: the statement that makes one of these also changes what is there
+_MADE_ANEW = frozenset(
+    {"role", "member", "setting", "server setting", "owner", "grant", "comment", "security label", "function"}
+    | {"rule", "extension"}
+)
+#: longer definitions are shown cut
+_SHOWN = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    kind: str
+    name: str
+    text: str
+    make: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.kind, self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """`source`, `target`: the thing's text on each, None where it is not there."""
+
+    kind: str
+    name: str
+    source: str | None
+    target: str | None
+    make: str = ""
+
+    @property
+    def message(self) -> str:
+        if self.target is None:
+            return f"is not on the target: {_shown(self.source)}"
+        if self.source is None:
+            return f"is on the target only: {_shown(self.target)}"
+        return f"is {_shown(self.source)} on the source, {_shown(self.target)} on the target"
+
+
+def _shown(text: str | None) -> str:
+    one_line = " ".join((text or "").split())
+    return one_line if len(one_line) <= _SHOWN else f"{one_line[:_SHOWN]} …"
+
+
+def differences(source: Iterable[Thing], target: Iterable[Thing]) -> list[Difference]:
+    """What the target lacks, has otherwise, or has beyond the source; by kind and name.
+
+    A thing inside another that is missing itself is not told of again.
+    """
+    here = {thing.key: thing for thing in source}
+    there = {thing.key: thing for thing in target}
+    found = []
+    for key in sorted(here.keys() | there.keys()):
+        mine, other = here.get(key), there.get(key)
+        if mine is not None and other is not None:
+            if mine.text != other.text:
+                make = mine.make if mine.kind in _MADE_ANEW else ""
+                if mine.kind == "role":
+                    make = make.replace("CREATE ROLE", "ALTER ROLE", 1)
+                found.append(Difference(*key, mine.text, other.text, make))
+        elif mine is not None:
+            found.append(Difference(*key, mine.text, None, mine.make))
+        elif other is not None and other.kind not in _SHARED:
+            found.append(Difference(*key, None, other.text))
+    whole = {(each.name, each.source is None) for each in found if each.kind in ("table", "schema")
+             and None in (each.source, each.target)}  # fmt: skip
+    return [each for each in found if each.kind in ("table", "schema") or not _is_inside(each, whole)]
+
+
+def _is_inside(difference: Difference, whole: set[tuple[str, bool]]) -> bool:
+    if None not in (difference.source, difference.target):
+        return False
+    side = difference.source is None
+    return any(
+        difference.name.startswith((f"{name}.", f"{name}(")) or difference.name == name
+        for name, only_target in whole
+        if only_target == side
+    )
+
+
+def digest(things: Iterable[Thing]) -> dict[str, str]:
+    """A short digest for each kind of thing."""
+    found: dict[str, list[str]] = {}
+    for thing in things:
+        found.setdefault(thing.kind, []).append(f"{thing.name}\0{thing.text}")
+    return {
+        kind: hashlib.sha256("\0\0".join(sorted(texts)).encode()).hexdigest()[:16]
+        for kind, texts in sorted(found.items())
+    }
+
+
+def finding(difference: Difference, *, code: str) -> Finding:
+    """A difference as an answer of a check; its hint is the statement that mends it, where there is one."""
+    return Finding(
+        Severity.WARNING,
+        f"{difference.kind} {difference.name}",
+        code,
+        difference.message,
+        f"on the target: {difference.make}" if difference.make and difference.source is not None else "",
+        {"source": difference.source, "target": difference.target, "make": difference.make},
+    )
+
+
+def is_in_group(schema: str, relations: list[tuple[str, str]], settings: GroupSettings) -> bool:
+    """Whether what belongs to one of `relations` (a table and those it is a part of), or else to a schema,
+    belongs to the group."""
+    if relations:
+        return are_chosen([table_name(*relation) for relation in relations], settings)
+    if any(
+        fnmatch.fnmatchcase(schema, before)
+        for before, _, after in map(_parts, settings.exclude)
+        if after == "*"
+    ):
+        return False
+    return any(fnmatch.fnmatchcase(schema, before) for before, _, _ in map(_parts, settings.include))
+
+
+def _parts(pattern: str) -> tuple[str, str, str]:
+    return pattern.partition(".") if "." in pattern else (pattern, ".", "*")

@@ -1,0 +1,85 @@
+"""Compares the definitions of a group's source and target, and what stands around the two databases.
+
+Looks only. What differs is told as findings, each with the statement that would mend the target, if any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import psycopg
+
+from castling.config import DatabaseSettings
+from castling.errors import CastlingError, SourceError, SourceUnreachable, TargetError, TargetUnreachable
+from castling.kinds.base import Finding, Severity, Stream
+from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.definitions import Difference, Thing, differences, finding
+from castling.kinds.postgres.outside_read import read_available_extensions, read_outside
+from castling.kinds.postgres.schema_read import read_schema
+
+__all__ = ["compare_schema", "judge_extensions"]
+
+
+async def compare_schema(stream: Stream) -> list[Finding]:
+    """How the target's definitions and surroundings differ from the source's; one OK finding if not."""
+    source, target = (
+        stream.settings.databases[stream.settings.primary],
+        stream.settings.databases[stream.backup],
+    )
+    here, _ = await _read(stream, source, target.dbname, SourceUnreachable, SourceError)
+    there, available = await _read(stream, target, target.dbname, TargetUnreachable, TargetError)
+    found = judge_extensions(differences(here, there), available)
+    told = [finding(each, code=_code(each)) for each in found]
+    if not told:
+        message = f"{len(here)} definitions are the same on source and target"
+        told = [Finding(Severity.OK, "schema", "schema-same", message)]
+    return told
+
+
+def _code(difference: Difference) -> str:
+    if difference.target is None:
+        return "not-on-target"
+    return "only-on-target" if difference.source is None else "differs"
+
+
+def judge_extensions(found: list[Difference], available: dict[str, set[str]]) -> list[Difference]:
+    """A statement that the target could not carry out is exchanged for what has to be done before. Pure."""
+    judged = []
+    for each in found:
+        if each.kind == "extension" and each.source is not None:
+            name = each.name.strip('"').replace('""', '"')
+            versions = available.get(name, set())
+            if not versions:
+                each = replace(each, make=f"install the package that brings the extension {name}")
+            elif each.target is not None:
+                each = replace(each, make=f"ALTER EXTENSION {each.name} UPDATE TO '{each.source}'")
+            if versions and each.source not in versions:
+                offered = ", ".join(sorted(versions))
+                each = replace(each, make=f"CREATE EXTENSION {each.name}; the server offers only {offered}")
+        judged.append(each)
+    return judged
+
+
+async def _read(
+    stream: Stream,
+    database: DatabaseSettings,
+    target_database: str,
+    away: type[CastlingError],
+    refused: type[CastlingError],
+) -> tuple[list[Thing], dict[str, set[str]]]:
+    application = f"castling compare {stream.group}"
+    connection = await connect(database, application_name=application, error=away)
+    try:
+        # one view of the catalogs for all questions
+        await connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        things = await read_schema(connection, stream.settings)
+        things += await read_outside(connection, target_database=target_database)
+        available = await read_available_extensions(connection)
+        await connection.execute(b"COMMIT")
+        return things, available
+    except psycopg.OperationalError as error:
+        raise away(f"the connection broke while definitions were read: {error}") from error
+    except psycopg.Error as error:
+        raise refused(f"the definitions can't be read: {error.diag.message_primary or error}") from error
+    finally:
+        await connection.close()
