@@ -194,10 +194,13 @@ async def captured(stream: Stream, journal: Journal | None = None) -> AsyncItera
     """An open capture that goes on where `journal` ends."""
     capture = KIND.capture(stream)
     journal = journal or Journal()
+    guarding = asyncio.create_task(capture.guard())
     try:
         await capture.open(resume=journal.offset, session=journal.session)
         yield capture
     finally:
+        guarding.cancel()
+        await asyncio.wait((guarding,))
         await capture.close()
 
 

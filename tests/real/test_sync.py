@@ -16,6 +16,7 @@ from castling.journal.record import Draft
 from castling.kinds.base import Capture, Stream
 from castling.kinds.postgres.forget import forget_stream
 from castling.kinds.postgres.kind import KIND
+from castling.kinds.postgres.sync import standby_names
 from castling.testing.servers import EmbeddedServer
 
 
@@ -57,6 +58,9 @@ class Backup:
     def state(self) -> str:
         return str(self._capture.report()["sync"]["state"])
 
+    def warnings(self) -> list[dict[str, Any]]:
+        return [each for each in self._capture.report()["warnings"] if each["code"] == "sync-troubled"]
+
     def holds(self, number: int) -> bool:
         """Whether a commit with this number is in what was read."""
         wanted = number.to_bytes(4, "big")
@@ -77,7 +81,7 @@ async def backup_of(stream: Stream) -> AsyncIterator[Backup]:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            await capture.stop()
+            await KIND.release(stream, failed=False)
 
 
 def _insert(pair: Pair, number: int) -> asyncio.Task[Any]:
@@ -140,13 +144,75 @@ async def test_degrading_is_a_choice_and_is_told(pair: Pair) -> None:
         await until(lambda: backup.state() == "protected")
 
 
+async def test_a_source_end_that_never_reaches_the_backup_degrades(pair: Pair) -> None:
+    """It was killed, and starts again while the backup is away: no stream is opened, and commits wait."""
+    stream = pair.stream(delivery="sync", on_sync_loss="degrade", degrade_after=1.0)
+    async with backup_of(stream):
+        pass
+    names = standby_names(stream.group, ["west"]).replace("'", "''")
+    pair.east.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+    pair.east.execute("SELECT pg_reload_conf()")
+    await until(lambda: pair.east.execute("SHOW synchronous_standby_names") != [("",)])
+    capture = KIND.capture(stream)
+    guarding = asyncio.create_task(capture.guard())
+    try:
+        await asyncio.wait_for(_insert(pair, 1), 15)
+        assert capture.report()["sync"]["state"] == "degraded"
+    finally:
+        guarding.cancel()
+        await KIND.release(stream, failed=False)
+
+
+async def test_a_setting_that_somebody_else_takes_away_is_noticed(pair: Pair) -> None:
+    async with backup_of(pair.stream(delivery="sync", on_sync_loss="wait")) as backup:
+        backup.acknowledging = False  # so that it is not set again before we look
+        pair.east.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        pair.east.execute("SELECT pg_reload_conf()")
+        await until(lambda: backup.state() == "catching-up")
+        assert "somebody has set" in backup.warnings()[0]["message"]
+        backup.acknowledging = True
+        await until(lambda: backup.state() == "protected")
+        assert backup.warnings() == []
+
+
+class _Stubborn(EmbeddedServer):
+    """What its command line says goes before ALTER SYSTEM."""
+
+    def _command(self, program: str, *arguments: str) -> list[str]:
+        more = ("-c", "synchronous_standby_names=") if program == "postgres" else ()
+        return super()._command(program, *arguments, *more)
+
+
+async def test_protected_is_what_the_server_does_and_not_what_was_set(
+    west: EmbeddedServer, tmp_path: Path
+) -> None:
+    with _Stubborn(name="stubborn") as server, database_pair(server, west, tmp_path) as pair:
+        pair.source("CREATE TABLE numbers (n int PRIMARY KEY)")
+        stream = pair.stream(delivery="sync", on_sync_loss="wait")
+        seed = KIND.seed_source(stream)
+        await seed.begin()
+        await seed.close()
+        async with captured(stream) as capture:
+            backup = Backup(capture)
+            running = asyncio.create_task(backup.run())
+            try:
+                await until(lambda: bool(backup.warnings()))
+                assert backup.state() == "catching-up"
+                assert "does not count" in backup.warnings()[0]["message"]
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_stopping_on_purpose_lets_commits_go(pair: Pair) -> None:
     stream = pair.stream(delivery="sync", on_sync_loss="wait")
     async with backup_of(stream) as backup:
         backup.acknowledging = False
         commit = _insert(pair, 1)
         await until(lambda: _waiting(pair))
-        await backup._capture.stop()
+        assert not await KIND.release(stream, failed=True), "who chose to wait goes on waiting"
+        assert _waiting(pair)
+        assert await KIND.release(stream, failed=False)
         await asyncio.wait_for(commit, 10)
     assert pair.east.execute("SHOW synchronous_standby_names") == [("",)]
 

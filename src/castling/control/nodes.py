@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import httpx
@@ -23,11 +23,12 @@ from castling.config import Config
 from castling.control import plan as planning
 from castling.control.client import CONNECT_S, unreachable, unwrap
 from castling.control.home import Home, write_private
+from castling.control.releases import Releases, Resting
 from castling.control.store import Store
 from castling.control.supervisor import Supervisor
 from castling.control.tree import end_view
 from castling.errors import CastlingError, LinkForeign, NotInitialised, StateError
-from castling.groups.topology import End, end_paths, ends_on, group_settings, streams
+from castling.groups.topology import End, EndName, end_paths, ends_on, group_settings, streams
 from castling.kinds.base import Finding, Stream
 from castling.link.authority import name_of_authority
 from castling.observe import read_report
@@ -103,6 +104,7 @@ class LocalNode:
         self._store = store
         self._supervisor = supervisor
         self._now_ns = now_ns
+        self.releases = Releases(self._resting)
         self.text = home.deployed.read_text(encoding="utf-8") if home.deployed.exists() else None
         self.config = None if self.text is None else settings.parse(self.text, str(home.deployed))
 
@@ -163,6 +165,7 @@ class LocalNode:
         self._supervisor.keep(self.wanted(), again=failed)
         if state == "stopped":
             await self._supervisor.settled(mine)
+            await self.releases.look(group)
         return {"changed": changed or bool(failed)}
 
     async def ends(self, group: str) -> list[Json]:
@@ -174,8 +177,22 @@ class LocalNode:
                 status = self._supervisor.status(end)
                 view = end_view(report, status.state, status.restarts)
                 place = {"backup": end.backup, "end": str(end.end), "node": self.name, "desired": desired}
+                if end.end is EndName.SOURCE:
+                    view["warnings"] = self.releases.warnings(group, end.backup)
                 found.append({**view, **place})
         return found
+
+    def _resting(self) -> Iterator[Resting]:
+        """The streams that this node captures and that have no source end now, though they once had."""
+        desired = self._store.desired()
+        for end in self.own_ends():
+            if end.end is not EndName.SOURCE or end.group not in desired:
+                continue
+            state = self._supervisor.status(end).state
+            if state == "failed" or (state == "stopped" and desired[end.group] == "stopped"):
+                settings = group_settings(self.deployed(), end.group)
+                stream = Stream(end.group, end.backup, settings, self.deployed())
+                yield Resting(stream, failed=state == "failed")
 
     async def check(self, group: str) -> list[Json]:
         kind = kinds.load(group_settings(self.deployed(), group).kind)

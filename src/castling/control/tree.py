@@ -109,6 +109,7 @@ def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> 
 def _warnings(ends: dict[EndName, Report]) -> list[Report]:
     """What does not stop the stream, but leaves something unprotected or will stop it."""
     parts = [end.get(part) or {} for end in ends.values() for part in ("capture", "target")]
+    parts += ends.values()
     return [warning for part in parts for warning in part.get("warnings") or ()]
 
 

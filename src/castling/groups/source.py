@@ -72,8 +72,8 @@ class _Tracked:
     async def acknowledge(self, offset: int) -> None:
         await self._capture.acknowledge(offset)
 
-    async def stop(self) -> None:
-        await self._capture.stop()
+    async def guard(self) -> None:
+        await self._capture.guard()
 
     async def close(self) -> None:
         await self._capture.close()
@@ -124,26 +124,25 @@ class SourceEnd:
 
     async def run(self) -> None:
         """Capture and send until cancelled, or until an error that trying again can't heal."""
-        backoff = Backoff(self._host)
         try:
-            while True:
-                try:
-                    await self._session(backoff)
-                except CastlingError as error:
-                    if not error.retryable:
-                        raise
-                    self.state, self.error = "waiting", error
-                finally:
-                    self._connected = False
-                    await self._sender.close()
-                await backoff.wait()
-        except asyncio.CancelledError:
-            await self._feed.close()
-            await self._capture.stop()
-            raise
+            await run_together(self._stream_for_ever(), self._capture.guard())
         finally:
             await self._feed.close()
             await self._seed_source.close()
+
+    async def _stream_for_ever(self) -> None:
+        backoff = Backoff(self._host)
+        while True:
+            try:
+                await self._session(backoff)
+            except CastlingError as error:
+                if not error.retryable:
+                    raise
+                self.state, self.error = "waiting", error
+            finally:
+                self._connected = False
+                await self._sender.close()
+            await backoff.wait()
 
     async def _session(self, backoff: Backoff) -> None:
         welcome = await self._sender.connect()

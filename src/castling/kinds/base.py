@@ -65,8 +65,9 @@ class Capture(Protocol):
     async def acknowledge(self, offset: int) -> None:
         """The far side holds, durably, everything up to source position `offset`."""
 
-    async def stop(self) -> None:
-        """The group is stopped on purpose: nothing on the source may wait for it. Repeatable."""
+    async def guard(self) -> None:
+        """Keep up, until cancelled, what must not depend on whether a stream is open: that commits wait for
+        the backup, and stop waiting when that is the group's choice. Runs as long as the source end does."""
 
     async def close(self) -> None: ...
 
@@ -224,6 +225,13 @@ class Kind(Protocol):
 
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         """How the target's definitions differ from the source's; one OK finding if they don't. Only looks."""
+
+    async def release(self, stream: Stream, *, failed: bool) -> bool:
+        """No source end of the stream runs: let go what waits for it on the source. Repeatable.
+
+        `failed`: the group should run, and only a person can heal it; then the group's own choice holds.
+        False when by that choice it goes on waiting. Raises what reaching the source raises.
+        """
 
     async def forget(self, stream: Stream, *, target: bool = True) -> None:
         """Remove what the kind left on the source and target (slot, publication, progress); repeatable.

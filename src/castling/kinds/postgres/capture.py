@@ -44,7 +44,7 @@ from castling.kinds.postgres.session import (
     remembered,
     slot_name,
 )
-from castling.kinds.postgres.sync import SyncGuard, release_commits
+from castling.kinds.postgres.sync import SyncGuard
 from castling.observe import events
 
 __all__ = ["PostgresCapture", "read_source"]
@@ -233,8 +233,6 @@ class PostgresCapture:
         looks = (self._watch(), self._sequences.run(), self._large_objects.run(), self._definitions.run())
         beside = (self._heartbeat.run(), *looks)
         self._background = [asyncio.create_task(task) for task in beside]
-        if self._is_sync:
-            self._background.append(asyncio.create_task(self._guard.run()))
 
     async def _watch(self) -> None:
         """Look from time to time whether what should be published still is."""
@@ -336,10 +334,10 @@ class PostgresCapture:
         received = max(self._received, confirmed)
         self._connection.tell(received=received, confirmed=confirmed, now_ns=time.time_ns())
 
-    async def stop(self) -> None:
-        """The group is stopped on purpose: commits on the source must not wait for it any longer."""
+    async def guard(self) -> None:
         if self._is_sync:
-            await release_commits(self._group, self._settings, self._database)
+            await self._guard.run()
+        await asyncio.get_running_loop().create_future()
 
     # --- closing ------------------------------------------------------------------------------
 
@@ -368,11 +366,15 @@ class PostgresCapture:
             }
         ]
 
+    def _all_warnings(self) -> list[dict[str, Any]]:
+        beside = self._sequences.warnings() + self._large_objects.warnings()
+        return self._guard.warnings() + self._warnings() + beside
+
     def report(self) -> dict[str, Any]:
         flush, resume = self._heartbeat.flush_lsn, self._maker.resume
         return {
             "source": "up" if self._heartbeat.is_up else "down",
-            "warnings": self._warnings() + self._sequences.warnings() + self._large_objects.warnings(),
+            "warnings": self._all_warnings(),
             "definitions": self._definitions.report(),
             "beside": {
                 "sequences": self._sequences.report(),

@@ -12,6 +12,7 @@ from castling.kinds.postgres.forget import forget_stream
 from castling.kinds.postgres.schema_compare import compare_schema
 from castling.kinds.postgres.seed_source import PostgresSeedSource
 from castling.kinds.postgres.seed_target import PostgresSeedTarget
+from castling.kinds.postgres.sync import release_commits
 from castling.kinds.postgres.target import PostgresTarget
 
 __all__ = ["KIND", "PostgresKind"]
@@ -58,6 +59,15 @@ class PostgresKind:
 
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         return await compare_schema(stream)
+
+    async def release(self, stream: Stream, *, failed: bool) -> bool:
+        settings = stream.settings
+        if settings.delivery != "sync":
+            return True
+        if failed and settings.on_sync_loss != "degrade":
+            return False
+        await release_commits(stream.group, settings, settings.databases[settings.primary])
+        return True
 
     async def forget(self, stream: Stream, *, target: bool = True) -> None:
         await forget_stream(stream, target=target)

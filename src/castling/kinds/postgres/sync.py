@@ -17,12 +17,14 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
+from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings, GroupSettings
-from castling.errors import CastlingError, NotReplicable
+from castling.errors import CastlingError, NotReplicable, SourceError
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.session import slot_name
 from castling.observe import events
@@ -61,17 +63,24 @@ def standby_names(group: str, backups: list[str]) -> str:
 
 
 class SyncGuard:
-    """Keeps the source's setting in step with the state. One per stream; told by the capture."""
+    """Keeps the source's setting in step with the state. One per stream; told by the capture, and at work
+    as long as the source end is, whether a stream is open or not."""
 
     TICK_S = 0.5
+    #: between two looks whether commits really wait
+    LOOK_S = 2.0
+    #: how long a change of the setting may take to be seen
+    APPLIED_S = 5.0
 
     def __init__(self, group: str, backup: str, settings: GroupSettings, database: DatabaseSettings) -> None:
         self._group = group
         self._settings = settings
         self._database = database
+        self._standby = slot_name(group, backup)
         self._names = standby_names(group, settings.backups)
         self._caught_up = False
-        self._last_s = time.monotonic()
+        self._last_s = self._looked_s = time.monotonic()
+        self._problem: CastlingError | None = None
         self._log = events("sync").bind(group=group, backup=backup)
         self.state = SyncState.OFF if settings.delivery != "sync" else SyncState.CATCHING_UP
 
@@ -81,10 +90,12 @@ class SyncGuard:
         self._last_s = time.monotonic()
 
     async def run(self) -> None:
-        """Until cancelled. A change that fails is tried again at the next tick."""
+        """Until cancelled. A change that fails is tried again."""
         await self._learn()
         while True:
             await asyncio.sleep(self.TICK_S)
+            if self.state is SyncState.PROTECTED and time.monotonic() - self._looked_s > self.LOOK_S:
+                await self._try(self._look)
             after = decide(
                 self.state,
                 caught_up=self._caught_up,
@@ -92,56 +103,111 @@ class SyncGuard:
                 on_loss=self._settings.on_sync_loss or "wait",
                 degrade_after_s=self._settings.degrade_after,
             )
-            if after is self.state:
-                continue
-            try:
-                await self._set(self._names if after is SyncState.PROTECTED else "")
-            except (CastlingError, psycopg.Error) as error:
-                self._log.warning("sync.change_failed", wanted=str(after), error=str(error))
-                continue
-            self.state = after
-            event = "sync.degraded" if after is SyncState.DEGRADED else "sync.protected"
-            self._log.warning(event)
+            if after is SyncState.PROTECTED and self.state is not after:
+                if not await self._try(self._protect):
+                    await asyncio.sleep(self.LOOK_S)
+            elif after is SyncState.DEGRADED and self.state is not after:
+                await self._try(self._degrade)
 
     async def _learn(self) -> None:
         """Commits may still be waiting for us since before this process: then they are protected, and
         the time until they stop waiting runs."""
         self._last_s = time.monotonic()
-        while self.state is SyncState.CATCHING_UP:
-            try:
-                connection = await connect(self._database, application_name=f"castling sync {self._group}")
-                try:
-                    cursor = await connection.execute(f"SHOW {_SETTING}".encode())
-                    row = await cursor.fetchone()
-                finally:
-                    await connection.close()
-            except (CastlingError, psycopg.Error) as error:
-                self._log.warning("sync.look_failed", error=str(error))
-                await asyncio.sleep(self.TICK_S)
-                continue
-            if row and row[0] == self._names:
-                self.state = SyncState.PROTECTED
-            return
+        while self.state is SyncState.CATCHING_UP and not await self._try(self._see):
+            await asyncio.sleep(self.TICK_S)
 
-    async def _set(self, names: str) -> None:
-        connection = await connect(self._database, application_name=f"castling sync {self._group}")
+    async def _try(self, work: Callable[[AsyncConnection[Any]], Awaitable[None]]) -> bool:
+        """Do it with a connection of its own; False, with the problem kept, when it can't be done."""
         try:
-            await _change(connection, names, ours=self._names)
-        finally:
-            await connection.close()
+            connection = await connect(self._database, application_name=f"castling sync {self._group}")
+            try:
+                await work(connection)
+            finally:
+                await connection.close()
+        except psycopg.Error as error:
+            self._trouble(SourceError(f"the source refused: {error.diag.message_primary or error}"))
+            return False
+        except CastlingError as error:
+            self._trouble(error)
+            return False
+        return True
+
+    def _trouble(self, error: CastlingError) -> None:
+        if self._problem is None or str(self._problem) != str(error):
+            self._log.warning("sync.troubled", error=str(error))
+        self._problem = error
+
+    async def _see(self, connection: AsyncConnection[Any]) -> None:
+        self._problem = None
+        if await _names(connection) == self._names:
+            self._move(SyncState.PROTECTED)
+
+    async def _look(self, connection: AsyncConnection[Any]) -> None:
+        """Protected is only what the server itself does: others may change the setting."""
+        now = await _names(connection)
+        self._looked_s, self._problem = time.monotonic(), None
+        if now != self._names:
+            self.state = SyncState.CATCHING_UP
+            raise NotReplicable(
+                f"commits do not wait for the backup: somebody has set {_SETTING} to {now!r}",
+                hint="it is set again when the stream has caught up, unless delivery is set to async",
+            )
+
+    async def _protect(self, connection: AsyncConnection[Any]) -> None:
+        await _change(connection, self._names, ours=self._names)
+        until_s = time.monotonic() + self.APPLIED_S
+        while not await self._is_waited_for(connection):
+            if time.monotonic() > until_s:
+                raise NotReplicable(
+                    f"commits do not wait for the backup: {_SETTING} was set, but does not count",
+                    hint="is it given on the server's command line? That goes before ALTER SYSTEM",
+                )
+            await asyncio.sleep(0.05)
+        self._move(SyncState.PROTECTED)
+
+    async def _is_waited_for(self, connection: AsyncConnection[Any]) -> bool:
+        """The setting counts, and the walsender of the stream is one that commits wait for."""
+        cursor = await connection.execute(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_replication"
+            " WHERE application_name = %s AND sync_state IN ('sync', 'quorum'))",
+            (self._standby,),
+        )
+        row = await cursor.fetchone()
+        return bool(row and row[0]) and await _names(connection) == self._names
+
+    async def _degrade(self, connection: AsyncConnection[Any]) -> None:
+        await _change(connection, "", ours=self._names)
+        self._move(SyncState.DEGRADED)
+
+    def _move(self, state: SyncState) -> None:
+        self.state, self._problem, self._looked_s = state, None, time.monotonic()
+        self._log.warning("sync.degraded" if state is SyncState.DEGRADED else "sync.protected")
 
     def report(self) -> dict[str, Any]:
+        """`state` is unknown while commits should be waiting and the source can't be asked about it."""
+        unseen = time.monotonic() - self._looked_s > self.LOOK_S + self.APPLIED_S
         return {
-            "state": str(self.state),
+            "state": "unknown" if self.state is SyncState.PROTECTED and unseen else str(self.state),
             "on_loss": self._settings.on_sync_loss,
             "silent_s": round(time.monotonic() - self._last_s, 1),
         }
 
+    def warnings(self) -> list[dict[str, Any]]:
+        """Why commits do not wait though they should, in the form of a report's warnings."""
+        if self._problem is None:
+            return []
+        hint = self._problem.hint
+        return [{"code": "sync-troubled", "message": str(self._problem), "hint": hint}]
 
-async def _change(connection: psycopg.AsyncConnection[Any], names: str, *, ours: str) -> None:
+
+async def _names(connection: AsyncConnection[Any]) -> str:
     cursor = await connection.execute(f"SHOW {_SETTING}".encode())
     row = await cursor.fetchone()
-    now = row[0] if row else ""
+    return str(row[0]) if row else ""
+
+
+async def _change(connection: AsyncConnection[Any], names: str, *, ours: str) -> None:
+    now = await _names(connection)
     if now not in ("", ours):
         raise NotReplicable(
             f"{_SETTING} on the source is {now!r}, which is not Castling's",
@@ -158,9 +224,7 @@ async def release_commits(group: str, settings: GroupSettings, database: Databas
     connection = await connect(database, application_name=f"castling sync {group}")
     try:
         ours = standby_names(group, settings.backups)
-        cursor = await connection.execute(f"SHOW {_SETTING}".encode())
-        row = await cursor.fetchone()
-        if row and row[0] == ours:
+        if await _names(connection) == ours:
             await _change(connection, "", ours=ours)
     finally:
         await connection.close()

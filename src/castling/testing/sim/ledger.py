@@ -258,8 +258,8 @@ class LedgerCapture:
         self._check("capture acknowledge")
         self._server.confirm(offset)
 
-    async def stop(self) -> None:
-        self._host.door("capture stop")
+    async def guard(self) -> None:
+        await asyncio.get_running_loop().create_future()
 
     async def close(self) -> None:
         self._session = -1

@@ -1,0 +1,153 @@
+"""With synchronous delivery production never waits for somebody who will not come, unless that was chosen.
+
+Nodes, agents and processes as a user has them; what dies, dies by `kill -9`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from castling.testing.cluster import GROUP, Cluster, wait_for
+
+
+@pytest.fixture(scope="module")
+def degrading() -> Iterator[Cluster]:
+    with _cluster({"on_sync_loss": "degrade", "degrade_after": 2.0}) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def waiting() -> Iterator[Cluster]:
+    with _cluster({"on_sync_loss": "wait"}) as cluster:
+        yield cluster
+
+
+def _cluster(group: dict[str, Any]) -> Cluster:
+    return Cluster(group={"delivery": "sync", **group})
+
+
+def _begin(cluster: Cluster) -> None:
+    """Started, and commits wait for the backup."""
+    east = cluster.servers["east"]
+    east.execute("CREATE TABLE IF NOT EXISTS t (id bigint PRIMARY KEY)", cluster.database)
+    if cluster.pid("source") is None:
+        cluster.start_group()
+    wait_for(lambda: _stream(cluster)["mode"] == "sync", "commits wait for the backup")
+    assert _names(cluster) != ""
+
+
+def _stream(cluster: Cluster) -> dict[str, Any]:
+    found: dict[str, Any] = cluster.cli("east", "group", "status", GROUP)["data"]["streams"][0]
+    return found
+
+
+def _names(cluster: Cluster) -> str:
+    return str(cluster.servers["east"].execute("SHOW synchronous_standby_names")[0][0])
+
+
+def _warnings(cluster: Cluster) -> list[str]:
+    return [warning["code"] for warning in _stream(cluster)["warnings"]]
+
+
+class _Commit(threading.Thread):
+    """One INSERT, which may wait."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(daemon=True)
+        self._cluster = cluster
+        self.start()
+
+    def run(self) -> None:
+        statement = f"INSERT INTO t VALUES ({time.time_ns()})"
+        self._cluster.servers["east"].execute(statement, self._cluster.database)
+
+    def waits(self) -> bool:
+        found = self._cluster.servers["east"].execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        )
+        return self.is_alive() and bool(found[0][0])
+
+    def returned(self, within_s: float = 60.0) -> bool:
+        self.join(within_s)
+        return not self.is_alive()
+
+
+def test_a_source_end_that_starts_while_the_backup_is_away_degrades(degrading: Cluster) -> None:
+    cluster = degrading
+    _begin(cluster)
+    cluster.proxy.cut()
+    try:
+        cluster.kill("source")
+        commit = _Commit(cluster)
+        assert commit.returned(), "commits hang for a backup that is away, against the group's choice"
+        wait_for(lambda: _stream(cluster)["mode"] == "sync:degraded", "the state says so")
+    finally:
+        cluster.proxy.heal()
+    wait_for(lambda: _stream(cluster)["mode"] == "sync", "commits wait again")
+
+
+def test_a_stream_that_has_failed_for_good_degrades(degrading: Cluster) -> None:
+    cluster = degrading
+    _begin(cluster)
+    east, slot = cluster.servers["east"], f"castling_{GROUP}_west"
+
+    def dropped() -> bool:
+        east.execute(
+            f"SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        )
+        left = east.execute(
+            "SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots"
+            f" WHERE slot_name = '{slot}' AND active_pid IS NULL"
+        )
+        return left == [(1,)]
+
+    wait_for(dropped, "the slot is dropped")
+    assert _Commit(cluster).returned(), "commits hang for a stream that can't come back"
+    wait_for(lambda: _stream(cluster)["state"] == "failed", "the stream has failed")
+    wait_for(lambda: _names(cluster) == "", "the names are reset")
+    cluster.cli("east", "group", "start", GROUP, "--reseed", "--yes")
+
+
+def test_a_stop_lets_commits_go_though_nobody_is_left(waiting: Cluster) -> None:
+    """The source end is dead and its agent too; then the agent comes back and the group is stopped."""
+    cluster = waiting
+    _begin(cluster)
+    cluster.kill_agent("east")
+    cluster.kill("source")
+    commit = _Commit(cluster)
+    wait_for(commit.waits, "the commit waits, as was chosen")
+    cluster.start_agent("east")
+    cluster.stop_group()
+    assert commit.returned() and _names(cluster) == ""
+    cluster.start_group_now()
+
+
+def test_a_stop_while_the_source_is_down_is_carried_out_when_it_is_back(waiting: Cluster) -> None:
+    cluster = waiting
+    _begin(cluster)
+    cluster.servers["east"].kill()
+    cluster.stop_group()
+    assert "commits-may-wait" in _warnings(cluster), "what is not known to be done is said"
+    cluster.servers["east"].start_again()
+    assert _Commit(cluster).returned()
+    wait_for(lambda: _names(cluster) == "" and not _warnings(cluster), "it is done, and said no longer")
+    cluster.start_group_now()
+
+
+def test_who_chose_to_wait_is_told_who_is_waited_for(waiting: Cluster) -> None:
+    cluster = waiting
+    _begin(cluster)
+    east = cluster.servers["east"]
+    east.execute(f"DROP PUBLICATION castling_{GROUP}_west", cluster.database)
+    cluster.kill("source")
+    wait_for(lambda: _stream(cluster)["state"] == "failed", "the stream has failed")
+    commit = _Commit(cluster)
+    wait_for(commit.waits, "the commit waits, as was chosen")
+    wait_for(lambda: "commits-wait" in _warnings(cluster), "the status says who waits, and what frees them")
+    cluster.stop_group()
+    assert commit.returned()
