@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
-from tests.real.pg_cast import Pair, database_pair, until
+from tests.real.pg_cast import Pair, captured, database_pair, until
 
 from castling.config import DatabaseSettings, SeedSettings
 from castling.kinds.base import Finding, Severity
-from castling.kinds.postgres.judge import SourceFacts, TargetFacts, judge_source, judge_target
+from castling.kinds.postgres.facts import SourceFacts, TargetFacts
+from castling.kinds.postgres.judge import judge_source, judge_target
 from castling.kinds.postgres.kind import KIND
 from castling.testing.servers import EmbeddedServer
 
@@ -51,7 +53,7 @@ async def test_a_clean_database_is_refused_nothing(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("statement", "object_", "code", "severity"),
     [
-        ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", "public.t", "unlogged", Severity.REFUSED),
+        ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", "public.t", "unlogged", Severity.WARNING),
         ("CREATE TABLE t ()", "public.t", "no-columns", Severity.REFUSED),
         ("SELECT lo_create(0)", "large objects", "large-objects-compared", Severity.WARNING),
         ("CREATE TABLE t (v int)", "public.t", "sets-identity-full", Severity.CHANGE),
@@ -110,8 +112,8 @@ async def test_what_can_not_be_carried_is_named(
 
 
 async def test_excluding_a_table_takes_its_refusal_away(pair: Pair) -> None:
-    pair.source("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)")
-    assert _refused(await _check(pair)) == {("public.t", "unlogged")}
+    pair.source("CREATE TABLE t ()")
+    assert _refused(await _check(pair)) == {("public.t", "no-columns")}
     assert _refused(await _check(pair, exclude=["public.t"])) == set()
 
 
@@ -326,3 +328,48 @@ def _dumped(server: EmbeddedServer, database: str) -> str:
         server.dsn(database),
     ]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+async def test_the_check_asks_as_much_of_many_tables_as_of_one(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a thousand tables take no longer than their rows in the catalogs."""
+    asked = []
+    execute = psycopg.AsyncConnection.execute
+
+    async def counted(connection: Any, query: Any, *args: Any, **more: Any) -> Any:
+        asked.append(query)
+        return await execute(connection, query, *args, **more)
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "execute", counted)
+    pair.target("CREATE TABLE good (id int PRIMARY KEY, v text)")
+    await _check(pair, _EXPECT)
+    few = len(asked)
+    many = "; ".join(f"CREATE TABLE t{number} (id serial PRIMARY KEY)" for number in range(300))
+    pair.source(many)
+    pair.target(f"{many}; INSERT INTO t7 DEFAULT VALUES")
+    asked.clear()
+    found = await _check(pair, _EXPECT)
+    assert len(asked) <= few + 2
+    assert _refused(found) == {("public.t7", "target-not-empty")}
+
+
+async def test_what_stands_around_the_databases_is_told(pair: Pair) -> None:
+    pair.source("CREATE EXTENSION hstore; CREATE ROLE check_outside CREATEDB")
+    try:
+        found = await _check(pair)
+        assert "CREATE EXTENSION hstore" in found["extension hstore", "outside-differs"].hint
+        assert "CREATEDB" in found["role check_outside", "outside-differs"].hint
+        assert found["group", "first-copy"].context["tables"] == 1
+    finally:
+        pair.source("DROP ROLE check_outside")
+
+
+async def test_a_capture_lists_what_it_does_not_carry(pair: Pair) -> None:
+    pair.source("CREATE UNLOGGED TABLE u (id int PRIMARY KEY); CREATE MATERIALIZED VIEW m AS SELECT 1 AS one")
+    stream = pair.stream()
+    seed = KIND.seed_source(stream)
+    await seed.begin()
+    await seed.close()
+    async with captured(stream) as capture:
+        assert capture.report()["left_behind"] == ["public.m", "public.u"]

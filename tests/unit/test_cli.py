@@ -532,3 +532,8 @@ def test_definitions_that_differ_are_named_with_the_command_that_shows_them() ->
     assert "west: not as on the source: role r" in told
     assert "castling group compare-schema orders" in told
     assert "as on the source" not in details(tree(definitions={"differ": [], "as_of_ns": 1}))
+
+
+def test_what_is_left_behind_is_listed() -> None:
+    assert "west: not in the log, so not carried: public.u" in details(tree(left_behind=["public.u"]))
+    assert "not carried" not in details(tree(left_behind=None))

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from castling.config import GroupSettings
 from castling.kinds.postgres.definition_watch import by_name
-from castling.kinds.postgres.definitions import Difference, Thing, differences, digest, is_in_group
-from castling.kinds.postgres.schema_compare import judge_extensions
+from castling.kinds.postgres.definitions import (
+    Difference,
+    Thing,
+    differences,
+    digest,
+    is_in_group,
+    judge_extensions,
+)
 
 _TABLE = Thing("table", "a.t", "table")
 

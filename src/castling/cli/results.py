@@ -77,6 +77,8 @@ _STREAM = (
     *((f"apply_lag.{key}", text) for key, text in _LAG),
     ("warnings", "what does not stop the stream, but leaves something unprotected or will stop it"),
     *((f"warnings.*.{key}", text) for key, text in _WARNING),
+    ("left_behind", "what belongs to the group but is not carried (unlogged tables, materialized views), a "
+     "list; null: not known"),
     ("definitions", "how the target's definitions compare with the source's"),
     ("definitions.differ", "what is not as on the source, by kind and name, a list; null: not known"),
     ("definitions.as_of_ns", "when it was looked at, ns since 1970; null: not known"),

@@ -75,6 +75,7 @@ def details(tree: Json) -> str:
         if stream["state"] in ("seeding", "waiting", "starting") and _seeding(stream):
             lines += _seed(stream)
         lines += _beside(stream)
+        lines += _left_behind(stream)
         lines += _definitions(tree["group"], stream)
         # the receive end first: what keeps it from listening is the cause of what the source end sees
         for end in ("receive", "source", "apply"):
@@ -104,6 +105,14 @@ def _beside(stream: Json) -> list[str]:
         if count:
             lines.append(f"{name} to {stream['backup']}: {count} carried, {age} old")
     return lines
+
+
+def _left_behind(stream: Json) -> list[str]:
+    names = stream.get("left_behind")  # an agent of before has none
+    if not names:
+        return []
+    told = ", ".join(names[:DIFFERING]) + (", …" if len(names) > DIFFERING else "")
+    return [f"{stream['backup']}: not in the log, so not carried: {told}"]
 
 
 def _definitions(group: str, stream: Json) -> list[str]:

@@ -108,6 +108,8 @@ class SeedSettings(_Settings, frozen=True, kw_only=True):
 
     #: "create": make schemas, types and tables on an empty target; "expect": they are there already
     schema: Literal["create", "expect"] = "expect"
+    #: "carry": what "create" makes has the source's owners and grants; "leave": the target's user owns it all
+    owners: Literal["carry", "leave"] = "carry"
     #: parallel copies
     jobs: int = 2
     #: rows of one chunk, about

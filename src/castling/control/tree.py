@@ -100,6 +100,7 @@ def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> 
         "apply_lag": apply.get("apply_lag"),
         "seed": source.get("seed"),
         "beside": _beside(found),
+        "left_behind": (found[EndName.SOURCE].get("capture") or {}).get("left_behind"),
         "definitions": _definitions(found),
         "warnings": _warnings(found),
         "ends": {str(name): end for name, end in found.items()},

@@ -22,7 +22,7 @@ import psycopg
 from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import CastlingError, ContinuityLost, NotReplicable, SourceUnreachable
 from castling.journal.record import Draft, Flag, RecordType
-from castling.kinds.postgres.catalog import Table, read_tables, types_agree
+from castling.kinds.postgres.catalog import Table, is_left_behind, read_tables, types_agree
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.copystream import Keepalive
 from castling.kinds.postgres.definition_watch import DefinitionWatch
@@ -125,6 +125,7 @@ class PostgresCapture:
         self._frames = 0
         self._bytes = 0
         self._unprotected: list[str] = []
+        self._left_behind: list[str] = []
 
     # --- opening ------------------------------------------------------------------------------
 
@@ -170,6 +171,7 @@ class PostgresCapture:
         if missing and missing != self._unprotected:
             self._log.warning("capture.tables_unprotected", tables=missing[:20], count=len(missing))
         self._unprotected = missing
+        self._left_behind = [str(table) for table in tables if is_left_behind(table, self._settings)]
         return found, [table for table in tables if table.oid in listed]
 
     def _token(self, source: Source, found: Published, *, start: int, binary: bool) -> Session:
@@ -390,6 +392,7 @@ class PostgresCapture:
             "frames": self._frames,
             "bytes": self._bytes,
             "unprotected": self._unprotected,
+            "left_behind": self._left_behind,
             "spool": {
                 "transactions": self._maker.spool.transactions,
                 "committed": self._maker.spool.committed,

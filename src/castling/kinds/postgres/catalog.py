@@ -18,6 +18,7 @@ __all__ = [
     "TableColumn",
     "are_chosen",
     "is_chosen",
+    "is_left_behind",
     "partition_sizes",
     "read_tables",
     "table_name",
@@ -161,6 +162,12 @@ def are_chosen(names: list[str], settings: GroupSettings) -> bool:
     if any(_matches(name, settings.exclude) for name in names):
         return False
     return any(_matches(name, settings.include) for name in names)
+
+
+def is_left_behind(table: Table, settings: GroupSettings) -> bool:
+    """Whether it belongs to the group though its rows are not in the log: unlogged, or a materialized view."""
+    is_without_log = table.kind == "m" or (table.kind == "r" and table.persistence == "u")
+    return is_without_log and is_chosen(table, settings)
 
 
 async def read_tables(connection: AsyncConnection[Any]) -> list[Table]:

@@ -18,16 +18,11 @@ from castling.kinds.postgres.catalog import (
     types_agree,
 )
 from castling.kinds.postgres.connect import connect
-from castling.kinds.postgres.judge import (
-    SourceFacts,
-    TargetFacts,
-    judge_source,
-    judge_table,
-    judge_target,
-    judge_target_sequences,
-    refused,
-    warning,
-)
+from castling.kinds.postgres.costs import judge_copy
+from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
+from castling.kinds.postgres.judge import judge_source, judge_table, judge_target
+from castling.kinds.postgres.judge_beside import judge_needed, judge_outside, judge_target_sequences
+from castling.kinds.postgres.outside_read import read_available_extensions, read_outside, read_roles_needed
 from castling.kinds.postgres.publication import published
 from castling.kinds.postgres.sequence_watch import read_sequences
 from castling.kinds.postgres.session import slot_name
@@ -59,7 +54,7 @@ async def check_stream(stream: Stream) -> list[Finding]:
     found = judge_source(source, stream.group, settings)
     chosen = [table for table in source.tables if is_chosen(table, settings)]
     for table in chosen:
-        found += judge_table(table, settings)
+        found += judge_table(table, settings, source.activity)
     sizes = partition_sizes(source.tables)
     tables = published(source.tables, settings)
     if not tables:
@@ -70,6 +65,8 @@ async def check_stream(stream: Stream) -> list[Finding]:
         found.append(
             warning("group", "text-transfer", "some column types differ by server: values travel as text")
         )
+    if tables:
+        found.append(judge_copy(tables))
     found += _check_tools(source.version, stream)
     try:
         target = await _ask_target(stream, {str(table) for table in tables})
@@ -79,6 +76,14 @@ async def check_stream(stream: Stream) -> list[Finding]:
     if await _is_same(stream):
         return [*found, refused("target", "same-database", _SAME, _SAME_HINT)]
     found += judge_target(tables, target, settings, seeded=bool(target.ours))
+    if settings.seed.schema == "create" and not target.ours:
+        found += judge_needed(source, target, settings)
+    refused_already = {finding.object for finding in found if finding.severity is Severity.REFUSED}
+    found += [
+        each
+        for each in judge_outside(source.outside, target.outside, target.extensions)
+        if each.object not in refused_already
+    ]
     found += judge_target_sequences(source.sequences, target, settings, seeded=bool(target.ours))
     listed = {finding.object for finding in found}
     found += [
@@ -143,7 +148,16 @@ async def _ask_source(stream: Stream) -> SourceFacts:
         facts.prepared = row[8]
         facts.tables = await read_tables(connection)
         facts.sequences = await read_sequences(connection, stream.settings, values=False)
+        outside = await read_outside(
+            connection, target_database=stream.settings.databases[stream.backup].dbname
+        )
+        facts.outside = outside
+        makes = {each.name: each.make for each in outside if each.kind == "role"}
+        needed = await read_roles_needed(connection, owners=stream.settings.seed.owners == "carry")
+        facts.roles_needed = {name: makes.get(name, f"CREATE ROLE {name}") for name in needed}
+        facts.tablespaces = [each.name for each in outside if each.kind == "tablespace"]
         facts.foreign_keys = await _foreign_keys(connection)
+        facts.activity = await _activity(connection)
         return facts
     finally:
         await connection.close()
@@ -188,6 +202,17 @@ async def _foreign_keys(connection: AsyncConnection[Any]) -> list[tuple[str, str
     ]
 
 
+async def _activity(connection: AsyncConnection[Any]) -> dict[int, Activity]:
+    """Counters since they were last reset, or since the server started to count them."""
+    cursor = await connection.execute(
+        "SELECT s.relid::int8, s.n_tup_upd + s.n_tup_del, EXTRACT(epoch FROM pg_catalog.now()"
+        " - COALESCE(d.stats_reset, pg_catalog.pg_postmaster_start_time()))::float8"
+        " FROM pg_catalog.pg_stat_user_tables s, pg_catalog.pg_stat_database d"
+        " WHERE d.datname = pg_catalog.current_database()"
+    )
+    return {oid: Activity(int(changes), seconds) for oid, changes, seconds in await cursor.fetchall()}
+
+
 async def _ask_target(stream: Stream, names: set[str]) -> TargetFacts:
     connection = await connect(
         stream.settings.databases[stream.backup],
@@ -201,6 +226,14 @@ async def _ask_target(stream: Stream, names: set[str]) -> TargetFacts:
         facts.tables = {str(table): table for table in await read_tables(connection)}
         cursor = await connection.execute("SELECT schemaname, sequencename FROM pg_catalog.pg_sequences")
         facts.sequences = {table_name(*found) for found in await cursor.fetchall()}
+        facts.outside = await read_outside(connection, target_database="")
+        facts.extensions = await read_available_extensions(connection)
+        cursor = await connection.execute(
+            "SELECT pg_catalog.quote_ident(rolname), true FROM pg_catalog.pg_roles UNION ALL"
+            " SELECT pg_catalog.quote_ident(spcname), false FROM pg_catalog.pg_tablespace"
+        )
+        for name, is_role in await cursor.fetchall():
+            (facts.roles if is_role else facts.tablespaces).add(name)
         row = await _one(connection, "SELECT pg_catalog.to_regclass('castling.seed') IS NOT NULL")
         if row[0]:
             cursor = await connection.execute(

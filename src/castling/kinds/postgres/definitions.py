@@ -10,13 +10,13 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from castling.config import GroupSettings
 from castling.kinds.base import Finding, Severity
 from castling.kinds.postgres.catalog import are_chosen, table_name
 
-__all__ = ["Difference", "Thing", "differences", "digest", "finding", "is_in_group"]
+__all__ = ["Difference", "Thing", "differences", "digest", "finding", "is_in_group", "judge_extensions"]
 
 #: of these the target may have more than the source: other databases live there too
 _SHARED = frozenset({"role", "member", "tablespace", "extension", "schema"})
@@ -122,6 +122,24 @@ def finding(difference: Difference, *, code: str) -> Finding:
         f"on the target: {difference.make}" if difference.make and difference.source is not None else "",
         {"source": difference.source, "target": difference.target, "make": difference.make},
     )
+
+
+def judge_extensions(found: list[Difference], available: dict[str, set[str]]) -> list[Difference]:
+    """A statement that the target could not carry out is exchanged for what has to be done before. Pure."""
+    judged = []
+    for each in found:
+        if each.kind == "extension" and each.source is not None:
+            name = each.name.strip('"').replace('""', '"')
+            versions = available.get(name, set())
+            if not versions:
+                each = replace(each, make=f"install the package that brings the extension {name}")
+            elif each.target is not None:
+                each = replace(each, make=f"ALTER EXTENSION {each.name} UPDATE TO '{each.source}'")
+            if versions and each.source not in versions:
+                offered = ", ".join(sorted(versions))
+                each = replace(each, make=f"CREATE EXTENSION {each.name}; the server offers only {offered}")
+        judged.append(each)
+    return judged
 
 
 def is_in_group(schema: str, relations: list[tuple[str, str]], settings: GroupSettings) -> bool:

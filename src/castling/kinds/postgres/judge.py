@@ -5,66 +5,22 @@ What would be lost in silence is refused by name, with the way out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from castling.config import GroupSettings
 from castling.kinds.base import Finding, Severity
 from castling.kinds.postgres.catalog import Table
+from castling.kinds.postgres.costs import identity_cost
+from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
+from castling.kinds.postgres.judge_beside import judge_large_objects, judge_sequences
 from castling.kinds.postgres.publication import published
-from castling.kinds.postgres.sequence_watch import SourceSequence
 from castling.kinds.postgres.sync import standby_names
 
 __all__ = [
-    "SourceFacts",
-    "TargetFacts",
-    "judge_sequences",
     "judge_source",
     "judge_table",
     "judge_target",
-    "judge_target_sequences",
-    "refused",
-    "warning",
 ]
 
 OLDEST = 140000
-
-
-@dataclass(slots=True)
-class SourceFacts:
-    """What was asked of the source. Settings as PostgreSQL writes them."""
-
-    version: int = 0
-    settings: dict[str, str] = field(default_factory=dict)
-    senders_free: int = 0
-    slots_free: int = 0
-    may_replicate: bool = False
-    may_set_names: bool = False
-    in_recovery: bool = False
-    has_slot: bool = False
-    tables: list[Table] = field(default_factory=list)
-    sequences: list[SourceSequence] = field(default_factory=list)
-    large_objects: int = 0
-    may_read_large_objects: bool = True
-    foreign_keys: list[tuple[str, str, str]] = field(default_factory=list)
-    prepared: int = 0
-
-
-@dataclass(slots=True)
-class TargetFacts:
-    version: int = 0
-    may_replicate: bool = False
-    sequences: set[str] = field(default_factory=set)
-    tables: dict[str, Table] = field(default_factory=dict)
-    filled: set[str] = field(default_factory=set)
-    ours: set[str] = field(default_factory=set)
-
-
-def refused(object_: str, code: str, message: str, hint: str = "") -> Finding:
-    return Finding(Severity.REFUSED, object_, code, message, hint)
-
-
-def warning(object_: str, code: str, message: str, hint: str = "") -> Finding:
-    return Finding(Severity.WARNING, object_, code, message, hint)
 
 
 def judge_source(facts: SourceFacts, group: str, settings: GroupSettings) -> list[Finding]:
@@ -144,7 +100,7 @@ def _judge_delivery(facts: SourceFacts, group: str, settings: GroupSettings) -> 
 def _judge_beside_tables(facts: SourceFacts, settings: GroupSettings) -> list[Finding]:
     found = judge_sequences(facts.sequences, settings)
     if facts.large_objects:
-        found.append(_judge_large_objects(facts, settings))
+        found.append(judge_large_objects(facts, settings))
     if facts.prepared:
         found.append(
             warning(
@@ -176,65 +132,10 @@ def _judge_beside_tables(facts: SourceFacts, settings: GroupSettings) -> list[Fi
     return found
 
 
-def _judge_large_objects(facts: SourceFacts, settings: GroupSettings) -> Finding:
-    count = f"the database holds {facts.large_objects} large objects"
-    if settings.large_objects == "ignore":
-        return warning("large objects", "large-objects-ignored", f"{count}, which are left behind")
-    if not facts.may_read_large_objects:
-        return refused(
-            "large objects",
-            "large-objects-unreadable",
-            f"{count}, which the user may not read",
-            'GRANT pg_read_all_data TO it, or set large_objects = "ignore" to leave them behind',
-        )
-    return warning(
-        "large objects",
-        "large-objects-compared",
-        f"{count}: read whole every {settings.compare_every:g} s or more; one that changed goes through the"
-        " source's log, whole",
-        "as of when they are on the target is in `castling group status`",
-    )
-
-
-def judge_sequences(sequences: list[SourceSequence], settings: GroupSettings) -> list[Finding]:
-    """The group's sequences on the source."""
-    found = [
-        warning(
-            str(one),
-            "sequence-not-readable",
-            "the user may not read it: the target's would stay where it is",
-            f"GRANT SELECT ON SEQUENCE {one.sql} TO it",
-        )
-        for one in sequences
-        if not one.readable
-    ]
-    carried = len(sequences) - len(found)
-    if carried:
-        message = f"{carried} are carried; the target's stay {settings.sequence_margin} values or more ahead"
-        found.append(Finding(Severity.OK, "sequences", "sequences-carried", message))
-    return found
-
-
-def judge_target_sequences(
-    sequences: list[SourceSequence], target: TargetFacts, settings: GroupSettings, *, seeded: bool
+def judge_table(
+    table: Table, settings: GroupSettings, activity: dict[int, Activity] | None = None
 ) -> list[Finding]:
-    """Sequences that the target lacks don't stop the group: nothing of a row depends on them there."""
-    if settings.seed.schema == "create" and not seeded:
-        return []
-    return [
-        warning(
-            str(one),
-            "sequence-not-on-target",
-            "is not on the target: it can't be carried",
-            "create it there as on the source, or exclude it",
-        )
-        for one in sequences
-        if str(one) not in target.sequences
-    ]
-
-
-def judge_table(table: Table, settings: GroupSettings) -> list[Finding]:
-    """One table of the source that the patterns choose."""
+    """One table of the source that the patterns choose. `activity`: by table, what its counters say."""
     name = str(table)
     exclude = f'exclude it: exclude = ["{name}"]'
     if table.kind == "f":
@@ -252,8 +153,11 @@ def judge_table(table: Table, settings: GroupSettings) -> list[Finding]:
         return []
     if table.persistence == "u":
         return [
-            refused(
-                name, "unlogged", "is unlogged: its rows are not in the log and would be missing", exclude
+            warning(
+                name,
+                "unlogged",
+                "is unlogged: its rows are not in the log; the target's table stays as it is",
+                "copy them when the target is to be used, or make it logged (ALTER TABLE … SET LOGGED)",
             )
         ]
     found: list[Finding] = []
@@ -264,7 +168,7 @@ def judge_table(table: Table, settings: GroupSettings) -> list[Finding]:
     if found:
         return found  # nothing will be done to it
     if not table.has_identity:
-        found.append(_judge_identity(table))
+        found.append(_judge_identity(table, (activity or {}).get(table.oid)))
     if table.identity == "f" or not table.has_identity:
         found.append(
             warning(
@@ -287,18 +191,21 @@ def judge_table(table: Table, settings: GroupSettings) -> list[Finding]:
     return found
 
 
-def _judge_identity(table: Table) -> Finding:
+def _judge_identity(table: Table, activity: Activity | None) -> Finding:
     why = {
         "n": "has REPLICA IDENTITY NOTHING",
         "i": "names an index that can't serve as its replica identity",
         "d": "has a deferrable primary key" if table.primary_key else "has no primary key",
     }[table.identity]
+    cost = identity_cost(table, activity)
     return Finding(
         Severity.CHANGE,
         str(table),
         "sets-identity-full",
-        f"{why}: it gets REPLICA IDENTITY FULL before it is published; its log entries grow by the old row",
+        f"{why}: it gets REPLICA IDENTITY FULL before it is published; its log entries grow by the old row"
+        + cost.told,
         "give it a primary key, or exclude it, if that is not wanted",
+        {"row_bytes": cost.row_bytes, "log_bytes_a_day": cost.log_bytes_a_day},
     )
 
 

@@ -124,13 +124,20 @@ SELECT 'server setting', s.name, s.reset_val,
   FROM pg_catalog.pg_settings s WHERE s.name = ANY(%s)
 """
 
-#: roles that own or may do something in this database: definitions with owners and rights need them
+#: roles that own or may do something in this database, and whether a policy names them; nothing is noted
+#: to depend on the role that the server was made with
 _NEEDED = """
-SELECT DISTINCT r.rolname
+SELECT pg_catalog.quote_ident(r.rolname), pg_catalog.bool_or(d.deptype = 'r')
   FROM pg_catalog.pg_shdepend d JOIN pg_catalog.pg_roles r ON r.oid = d.refobjid
  WHERE d.refclassid = 'pg_catalog.pg_authid'::regclass AND r.oid >= 16384
    AND d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
- ORDER BY 1
+ GROUP BY r.rolname
+ UNION ALL
+SELECT pg_catalog.quote_ident(r.rolname), false FROM pg_catalog.pg_roles r
+ WHERE r.oid = 10
+   AND EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid >= 16384 AND relowner = r.oid UNION ALL
+               SELECT FROM pg_catalog.pg_proc WHERE oid >= 16384 AND proowner = r.oid UNION ALL
+               SELECT FROM pg_catalog.pg_namespace WHERE oid >= 16384 AND nspowner = r.oid)
 """
 
 
@@ -158,7 +165,7 @@ async def read_available_extensions(connection: AsyncConnection[Any]) -> dict[st
     return found
 
 
-async def read_roles_needed(connection: AsyncConnection[Any]) -> list[str]:
-    """Roles on which something in this database depends."""
+async def read_roles_needed(connection: AsyncConnection[Any], *, owners: bool) -> list[str]:
+    """Roles, quoted, that this database's definitions need; with `owners`, also for owners and grants."""
     cursor = await connection.execute(_NEEDED.encode())
-    return [row[0] for row in await cursor.fetchall()]
+    return [name for name, in_policy in await cursor.fetchall() if owners or in_policy]

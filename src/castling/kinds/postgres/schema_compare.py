@@ -5,19 +5,17 @@ Looks only. What differs is told as findings, each with the statement that would
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import psycopg
 
 from castling.config import DatabaseSettings
 from castling.errors import CastlingError, SourceError, SourceUnreachable, TargetError, TargetUnreachable
 from castling.kinds.base import Finding, Severity, Stream
 from castling.kinds.postgres.connect import connect
-from castling.kinds.postgres.definitions import Difference, Thing, differences, finding
+from castling.kinds.postgres.definitions import Difference, Thing, differences, finding, judge_extensions
 from castling.kinds.postgres.outside_read import read_available_extensions, read_outside
 from castling.kinds.postgres.schema_read import read_schema
 
-__all__ = ["compare_schema", "judge_extensions"]
+__all__ = ["compare_schema"]
 
 
 async def compare_schema(stream: Stream) -> list[Finding]:
@@ -40,24 +38,6 @@ def _code(difference: Difference) -> str:
     if difference.target is None:
         return "not-on-target"
     return "only-on-target" if difference.source is None else "differs"
-
-
-def judge_extensions(found: list[Difference], available: dict[str, set[str]]) -> list[Difference]:
-    """A statement that the target could not carry out is exchanged for what has to be done before. Pure."""
-    judged = []
-    for each in found:
-        if each.kind == "extension" and each.source is not None:
-            name = each.name.strip('"').replace('""', '"')
-            versions = available.get(name, set())
-            if not versions:
-                each = replace(each, make=f"install the package that brings the extension {name}")
-            elif each.target is not None:
-                each = replace(each, make=f"ALTER EXTENSION {each.name} UPDATE TO '{each.source}'")
-            if versions and each.source not in versions:
-                offered = ", ".join(sorted(versions))
-                each = replace(each, make=f"CREATE EXTENSION {each.name}; the server offers only {offered}")
-        judged.append(each)
-    return judged
 
 
 async def _read(

@@ -35,9 +35,10 @@ class Begin(msgspec.Struct, frozen=True, tag="begin"):
 
 
 class Schema(msgspec.Struct, frozen=True, tag="schema"):
-    """The body is an archive of pg_dump of a server of this version."""
+    """The body is an archive of pg_dump of a server of this version. `owners`: restore owners and grants."""
 
     server_version: int
+    owners: bool = False
 
 
 class Chunk(msgspec.Struct, frozen=True, tag="chunk"):

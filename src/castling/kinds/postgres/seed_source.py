@@ -20,7 +20,7 @@ from psycopg import AsyncConnection
 from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import CastlingError, SeedFailed, SourceError, SourceUnreachable
 from castling.kinds.base import Bulk, BulkCall, SeedProgress
-from castling.kinds.postgres.catalog import Table, read_tables
+from castling.kinds.postgres.catalog import Table, is_left_behind, read_tables
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.lsn import parse_lsn
 from castling.kinds.postgres.publication import ensure_publication, note_beginning, partitions_of
@@ -155,7 +155,7 @@ class PostgresSeedSource:
             await main.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (lock,))
             if create:
                 self.progress.phase = "schema"
-                await call(encode_request(Schema(self._server_version)), _whole(await self._dump()))
+                await call(encode_request(self._schema()), _whole(await self._dump()))
             self.progress.phase = "data"
             await self._copy_all(bulk, main)
             self.progress.phase = "indexes"
@@ -230,14 +230,14 @@ class PostgresSeedSource:
         left_out = [
             f"--exclude-table={table.sql}"
             for table in self._everything
-            if table.oid not in chosen and not (table.is_partition and self._root_is_chosen(table))
+            if table.oid not in chosen
+            and not (table.is_partition and self._root_is_chosen(table))
+            and not is_left_behind(table, self._settings)
         ]
         return await run_tool(
             program,
             "--format=custom",
             "--schema-only",
-            "--no-owner",
-            "--no-privileges",
             "--no-publications",
             "--no-subscriptions",
             "--exclude-schema=castling",
@@ -245,6 +245,9 @@ class PostgresSeedSource:
             *left_out,
             settings=self._database,
         )
+
+    def _schema(self) -> Schema:
+        return Schema(self._server_version, owners=self._settings.seed.owners == "carry")
 
     def _root_is_chosen(self, table: Table) -> bool:
         return any(str(root) in table.ancestors for root in self._tables)

@@ -65,6 +65,7 @@ class PostgresSeedTarget:
         self._postgres_bin = postgres_bin
         self._begun: Begin | None = None
         self._archive: Path | None = None
+        self._owners = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes:
@@ -195,6 +196,7 @@ class PostgresSeedTarget:
                 raise SeedFailed(f"the definitions are larger than {_ARCHIVE_MAX >> 20} MiB")
             parts.append(chunk)
         self._folder = tempfile.TemporaryDirectory(prefix="castling-")
+        self._owners = request.owners
         self._archive = Path(self._folder.name) / "definitions"
         self._archive.write_bytes(b"".join(parts))
         if not await self._tables_exist():
@@ -229,8 +231,7 @@ class PostgresSeedTarget:
         await run_tool(
             program,
             f"--section={section}",
-            "--no-owner",
-            "--no-privileges",
+            *([] if self._owners else ["--no-owner", "--no-privileges"]),
             "--single-transaction",
             *options,
             "--dbname",

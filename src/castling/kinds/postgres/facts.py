@@ -1,0 +1,67 @@
+"""What the check asked the two servers, as plain values, and the words in which it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from castling.kinds.base import Finding, Severity
+from castling.kinds.postgres.catalog import Table
+from castling.kinds.postgres.definitions import Thing
+from castling.kinds.postgres.sequence_watch import SourceSequence
+
+__all__ = ["Activity", "SourceFacts", "TargetFacts", "refused", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Updates and deletes of a table, and over how many seconds they were counted."""
+
+    changes: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class SourceFacts:
+    """What was asked of the source. Settings as PostgreSQL writes them."""
+
+    version: int = 0
+    settings: dict[str, str] = field(default_factory=dict)
+    senders_free: int = 0
+    slots_free: int = 0
+    may_replicate: bool = False
+    may_set_names: bool = False
+    in_recovery: bool = False
+    has_slot: bool = False
+    tables: list[Table] = field(default_factory=list)
+    sequences: list[SourceSequence] = field(default_factory=list)
+    outside: list[Thing] = field(default_factory=list)
+    #: what the definitions need outside of the database, with the statements that make it
+    roles_needed: dict[str, str] = field(default_factory=dict)
+    tablespaces: list[str] = field(default_factory=list)
+    large_objects: int = 0
+    may_read_large_objects: bool = True
+    activity: dict[int, Activity] = field(default_factory=dict)
+    foreign_keys: list[tuple[str, str, str]] = field(default_factory=list)
+    prepared: int = 0
+
+
+@dataclass(slots=True)
+class TargetFacts:
+    version: int = 0
+    may_replicate: bool = False
+    outside: list[Thing] = field(default_factory=list)
+    extensions: dict[str, set[str]] = field(default_factory=dict)
+    roles: set[str] = field(default_factory=set)
+    tablespaces: set[str] = field(default_factory=set)
+    sequences: set[str] = field(default_factory=set)
+    tables: dict[str, Table] = field(default_factory=dict)
+    filled: set[str] = field(default_factory=set)
+    ours: set[str] = field(default_factory=set)
+
+
+def refused(object_: str, code: str, message: str, hint: str = "") -> Finding:
+    return Finding(Severity.REFUSED, object_, code, message, hint)
+
+
+def warning(object_: str, code: str, message: str, hint: str = "") -> Finding:
+    return Finding(Severity.WARNING, object_, code, message, hint)
