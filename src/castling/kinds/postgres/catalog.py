@@ -165,7 +165,7 @@ def are_chosen(names: list[str], settings: GroupSettings) -> bool:
 
 
 def is_left_behind(table: Table, settings: GroupSettings) -> bool:
-    """Whether it belongs to the group though its rows are not in the log: unlogged, or a materialized view."""
+    """Whether the group has it though its rows are not in the log: unlogged, or a materialized view."""
     is_without_log = table.kind == "m" or (table.kind == "r" and table.persistence == "u")
     return is_without_log and is_chosen(table, settings)
 

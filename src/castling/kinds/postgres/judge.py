@@ -149,8 +149,6 @@ def judge_table(
                 "create and refresh it on the target, or " + exclude,
             )
         ]
-    if table.is_partition:
-        return []
     if table.persistence == "u":
         return [
             warning(
@@ -160,6 +158,8 @@ def judge_table(
                 "copy them when the target is to be used, or make it logged (ALTER TABLE … SET LOGGED)",
             )
         ]
+    if table.is_partition:
+        return []
     found: list[Finding] = []
     if not table.readable:
         found.append(refused(name, "not-readable", "the user may not read it", "GRANT SELECT, or exclude it"))
