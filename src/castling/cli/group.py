@@ -1,4 +1,4 @@
-"""Commands of groups: check, start, stop, status, watch, list, compare-schema, remove."""
+"""Commands of groups: check, start, stop, status, watch, list, compare-schema, copy-unlogged, remove."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ __all__ = ["register"]
 
 #: longer than the kind may take to look at both ends, seconds
 CHECK_S = 150.0
+COPY_S = 3700.0
 STOP_S = 90.0
 
 Group = Annotated[str, typer.Argument(help="Name of the group.")]
@@ -40,6 +41,7 @@ def register(app: typer.Typer) -> None:
     command(groups, "status")(_status)
     command(groups, "watch")(_watch)
     command(groups, "compare-schema")(_compare_schema)
+    command(groups, "copy-unlogged")(_copy_unlogged)
     command(groups, "remove")(_remove)
     app.add_typer(groups, name="group")
 
@@ -78,6 +80,19 @@ def _compare_schema(session: Session, group: Group) -> Result:
     verdict = "no differences" if not count else f"{count} differences"
     text = "\n".join([*_told(data["findings"]), f"{group}: {verdict}"])
     return Result(data, text, FindingsExist.exit_code if count else 0)
+
+
+def _copy_unlogged(session: Session, group: Group, yes: Yes = False) -> Result:
+    """Copy unlogged tables as they are now; refresh materialized views. Exit code 3 if one fails."""
+    if not (yes or ask(f"Empty {group}'s unlogged tables on the backup, and copy them anew?")):
+        raise UsageError("not confirmed; nothing was changed", hint="--yes copies without asking")
+    data = session.call("POST", f"/v1/groups/{group}/copy-unlogged", timeout_s=COPY_S)
+    lines = []
+    for each in data["copied"]:
+        done = "refreshed" if each["rows"] is None else f"{each['rows']} rows copied"
+        lines.append(f"{each['object']} to {each['backup']}: {each['problem'] or done}")
+    lines = lines or [f"{group} has neither unlogged tables nor materialized views"]
+    return Result(data, "\n".join(lines), FindingsExist.exit_code if data["failed"] else 0)
 
 
 def _start(

@@ -173,6 +173,16 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("differences", "number of findings that are differences"),
         *_FINDINGS,
     ),
+    "group copy-unlogged": (
+        ("group", "name"),
+        ("node", "node that copied"),
+        ("failed", "number of objects that were not copied"),
+        ("copied", "what was done, a list"),
+        ("copied[].backup", "backup of the stream"),
+        ("copied[].object", "table or view"),
+        ("copied[].rows", "rows copied; null for a view, or when it failed"),
+        ("copied[].problem", "why it was not copied, empty when it was"),
+    ),
     "group list": _listed(_GROUP),
     "group start": (
         *_done("started", "already_running", "reseeding"),

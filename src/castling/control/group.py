@@ -86,6 +86,15 @@ class Groups:
 
     # --- changing -----------------------------------------------------------------------------
 
+    async def copy_left_behind(self, group: str) -> Json:
+        """Copy what is not carried as it changes, by the node that captures."""
+        async with self._changing:
+            settings = group_settings(self._local.deployed(), group)
+            node = self._node(capture_node(settings))
+            copied = await node.copy_left_behind(group)
+            failed = sum(bool(each["problem"]) for each in copied)
+            return {"group": group, "node": node.name, "failed": failed, "copied": copied}
+
     async def start(self, group: str, caller: Caller) -> Json:
         """Check, then run the group on all its nodes. NotReplicable names what would be lost."""
         async with self._changing:

@@ -42,6 +42,9 @@ QUICK_S = 5.0
 #: how long another agent may take to start or stop processes, seconds
 SLOW_S = 60.0
 
+#: how long another agent may take to copy what is not carried, seconds
+COPY_S = 3600.0
+
 Json = dict[str, Any]
 Answer = TypeVar("Answer")
 
@@ -65,6 +68,9 @@ class Node(Protocol):
 
     async def check(self, group: str) -> list[Json]:
         """The kind's findings about every stream of the group."""
+
+    async def copy_left_behind(self, group: str) -> list[Json]:
+        """Copy what the group does not carry as it changes; what was done with each object."""
 
     async def compare_schema(self, group: str) -> list[Json]:
         """How definitions differ between the ends of every stream, as findings."""
@@ -198,6 +204,14 @@ class LocalNode:
         kind = kinds.load(group_settings(self.deployed(), group).kind)
         return await self._findings(group, kind.check)
 
+    async def copy_left_behind(self, group: str) -> list[Json]:
+        kind = kinds.load(group_settings(self.deployed(), group).kind)
+        found: list[Json] = []
+        for stream in streams(self.deployed(), group):
+            copied = await kind.copy_left_behind(stream)
+            found += [{"backup": stream.backup, **msgspec.to_builtins(each)} for each in copied]
+        return found
+
     async def compare_schema(self, group: str) -> list[Json]:
         kind = kinds.load(group_settings(self.deployed(), group).kind)
         return await self._findings(group, kind.compare_schema)
@@ -270,6 +284,11 @@ class RemoteNode:
         found: list[Json] = await self._call(
             "POST", f"/v1/node/groups/{group}/check", None, CHECK_S + QUICK_S
         )
+        return found
+
+    async def copy_left_behind(self, group: str) -> list[Json]:
+        path = f"/v1/node/groups/{group}/copy-unlogged"
+        found: list[Json] = await self._call("POST", path, None, COPY_S)
         return found
 
     async def compare_schema(self, group: str) -> list[Json]:

@@ -217,6 +217,10 @@ async def _check(services: Services, call: Call) -> Any:
     return await services.groups.check(call.names["group"])
 
 
+async def _copy_unlogged(services: Services, call: Call) -> Any:
+    return await services.groups.copy_left_behind(call.names["group"])
+
+
 async def _compare_schema(services: Services, call: Call) -> Any:
     return await services.groups.compare_schema(call.names["group"])
 
@@ -267,6 +271,10 @@ async def _node_check(services: Services, call: Call) -> Any:
     return await services.local.check(call.names["group"])
 
 
+async def _node_copy_unlogged(services: Services, call: Call) -> Any:
+    return await services.local.copy_left_behind(call.names["group"])
+
+
 async def _node_compare_schema(services: Services, call: Call) -> Any:
     return await services.local.compare_schema(call.names["group"])
 
@@ -302,6 +310,7 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/groups/{group}/ready", _VIEWER, _group_ready),
     Endpoint("POST", "/v1/groups/{group}/check", _OPERATOR, _check),
     Endpoint("POST", "/v1/groups/{group}/compare-schema", _OPERATOR, _compare_schema),
+    Endpoint("POST", "/v1/groups/{group}/copy-unlogged", _ADMIN, _copy_unlogged),
     Endpoint("POST", "/v1/groups/{group}/start", _OPERATOR, _start),
     Endpoint("POST", "/v1/groups/{group}/reseed", _ADMIN, _reseed),
     Endpoint("POST", "/v1/groups/{group}/stop", _OPERATOR, _stop),
@@ -313,6 +322,7 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/node/groups/{group}/desire", Access.NODE, _node_desire, DesireBody),
     Endpoint("GET", "/v1/node/groups/{group}/ends", Access.NODE, _node_ends),
     Endpoint("POST", "/v1/node/groups/{group}/check", Access.NODE, _node_check),
+    Endpoint("POST", "/v1/node/groups/{group}/copy-unlogged", Access.NODE, _node_copy_unlogged),
     Endpoint("POST", "/v1/node/groups/{group}/compare-schema", Access.NODE, _node_compare_schema),
     Endpoint("POST", "/v1/node/groups/{group}/forget-kind", Access.NODE, _node_forget_kind, ForgetBody),
     Endpoint("POST", "/v1/node/groups/{group}/forget", Access.NODE, _node_forget),

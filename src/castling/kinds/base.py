@@ -22,6 +22,7 @@ __all__ = [
     "BulkCall",
     "Capture",
     "Commit",
+    "Copied",
     "Decoder",
     "Finding",
     "Kind",
@@ -223,6 +224,9 @@ class Kind(Protocol):
     async def check(self, stream: Stream) -> list[Finding]:
         """What can't be replicated and why, what `group start` will change, what costs; changes nothing."""
 
+    async def copy_left_behind(self, stream: Stream) -> list[Copied]:
+        """Copy to the target, once, what is not carried as it changes, such as unlogged tables."""
+
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         """How the target's definitions differ from the source's; one OK finding if they don't. Only looks."""
 
@@ -246,6 +250,15 @@ class Severity(enum.StrEnum):
     WARNING = "warning"  #: works, with a cost or a limit the user should know
     CHANGE = "change"  #: what `group start` will change on the source or target
     OK = "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a copy on demand did with one object. `rows` None: not counted. `problem` empty: it was copied."""
+
+    object: str
+    rows: int | None
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,8 +145,8 @@ def judge_table(
             warning(
                 name,
                 "materialized-view",
-                "is a materialized view: its rows are not carried, and the first copy does not create it",
-                "create and refresh it on the target, or " + exclude,
+                "is a materialized view: its rows are not carried; the first copy makes it, empty",
+                "`castling group copy-unlogged` refreshes it when the target is to be used; or " + exclude,
             )
         ]
     if table.persistence == "u":
@@ -155,7 +155,7 @@ def judge_table(
                 name,
                 "unlogged",
                 "is unlogged: its rows are not in the log; the target's table stays as it is",
-                "copy them when the target is to be used, or make it logged (ALTER TABLE … SET LOGGED)",
+                "`castling group copy-unlogged` copies it when the target is to be used; or make it logged",
             )
         ]
     if table.is_partition:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from castling.config import DatabaseSettings
-from castling.kinds.base import Finding, Stream
+from castling.kinds.base import Copied, Finding, Stream
 from castling.kinds.postgres.capture import PostgresCapture
 from castling.kinds.postgres.check import check_stream
 from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.forget import forget_stream
+from castling.kinds.postgres.left_behind import copy_left_behind
 from castling.kinds.postgres.schema_compare import compare_schema
 from castling.kinds.postgres.seed_source import PostgresSeedSource
 from castling.kinds.postgres.seed_target import PostgresSeedTarget
@@ -56,6 +57,9 @@ class PostgresKind:
 
     async def check(self, stream: Stream) -> list[Finding]:
         return await check_stream(stream)
+
+    async def copy_left_behind(self, stream: Stream) -> list[Copied]:
+        return await copy_left_behind(stream)
 
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         return await compare_schema(stream)
