@@ -108,7 +108,7 @@ async def test_every_change_is_noticed_and_undone_is_not(pair: Pair) -> None:
 async def test_what_is_missing_is_named_with_what_mends_it(pair: Pair) -> None:
     pair.source("ALTER TABLE app.t ADD CONSTRAINT short CHECK (length(x) < 9); "
                 "CREATE INDEX more ON app.t (x);"
-                "COMMENT ON TABLE app.t IS 'it''s'; GRANT SELECT ON app.t TO PUBLIC; CREATE EXTENSION citext;"
+                "COMMENT ON TABLE app.t IS 'it''s'; GRANT SELECT ON app.t TO PUBLIC; CREATE EXTENSION ltree;"
                 "CREATE FUNCTION app.g() RETURNS int LANGUAGE sql AS 'SELECT 1'")  # fmt: skip
     found = await _compared(pair)
     assert {each.severity for each in found.values()} == {Severity.WARNING}
@@ -178,11 +178,13 @@ async def test_each_end_reports_its_side(pair: Pair) -> None:
             await target.open()
             await until(lambda: bool(capture.report()["definitions"] and target.report()["definitions"]))
             here, there = capture.report()["definitions"], target.report()["definitions"]
-            assert (here["schema"], here["outside"]) == (there["schema"], there["outside"])
+            assert here["schema_loosely"] == there["schema_loosely"]
+            if here["version"] == there["version"]:
+                assert (here["schema"], here["outside"]) == (there["schema"], there["outside"])
             pair.source("ALTER TABLE app.t ADD extra int; CREATE EXTENSION hstore")
             await until(lambda: capture.report()["definitions"]["schema"] != here["schema"])
             after = capture.report()["definitions"]
-            assert {k for k in after["schema"] if after["schema"][k] != there["schema"].get(k)} == {"column"}
+            assert {k for k in here["schema"] if after["schema"][k] != here["schema"][k]} == {"column"}
             assert set(after["outside"]["extension"]) == {"hstore"}
     finally:
         await target.close()

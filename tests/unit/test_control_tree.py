@@ -173,6 +173,8 @@ def test_definitions_of_both_ends_are_compared_and_what_is_not_known_is_not_equa
     }
     there = {**here, "at_ns": 4, "outside": {"role": {"r": "1", "s": "2", "more": "9"}, "setting": "x"}}
     assert told(here, there) == {"differ": [], "as_of_ns": 4}
+    newer = {**there, "version": 18, "schema": {"column": "x"}, "schema_loosely": {"column": "l"}}
+    assert told({**here, "version": 15, "schema_loosely": {"column": "l"}}, newer)["differ"] == []
     other = {"at_ns": 6, "schema": {"column": "7", "view": "1"}, "outside": {"role": {"r": "1", "s": "8"}}}
     assert told(here, other)["differ"] == [
         "role s",

@@ -59,10 +59,24 @@ def test_a_statement_is_given_only_where_it_mends() -> None:
 def test_an_extension_that_the_server_can_not_install_says_so() -> None:
     wanted = Difference("extension", "x", "1.2", None, "CREATE EXTENSION x VERSION '1.2'")
     assert judge_extensions([wanted], {"x": {"1.2"}}) == [wanted]
-    assert "install the package" in judge_extensions([wanted], {})[0].make
+    assert "first install" in judge_extensions([wanted], {})[0].make
     assert "offers only 1.1" in judge_extensions([wanted], {"x": {"1.1"}})[0].make
     older = Difference("extension", "x", "1.2", "1.1", "")
     assert judge_extensions([older], {"x": {"1.1", "1.2"}})[0].make == "ALTER EXTENSION x UPDATE TO '1.2'"
+
+
+def test_between_versions_only_what_is_meant_counts() -> None:
+    older = Thing(
+        "table", "v", "SELECT t.id,\n    'a.b  c'::text AS x\n   FROM t\n  WHERE (\"T x\".id > 1.5)"
+    )
+    newer = Thing("table", "v", "SELECT id, 'a.b  c'::text AS x FROM t WHERE (id > 1.5)")
+    assert differences([older], [newer]) != []
+    assert differences([older], [newer], loose=True) == []
+    assert digest([older]) != digest([newer])
+    assert digest([older], loose=True) == digest([newer], loose=True)
+    for before, after in (("a.b", "b"), ("  c", " c"), ("1.5", "1.6"), ("FROM t", "FROM u")):
+        other = Thing("table", "v", newer.text.replace(before, after))
+        assert differences([older], [other], loose=True) != []
 
 
 def test_too_many_things_are_reported_as_one_digest() -> None:

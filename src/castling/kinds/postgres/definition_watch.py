@@ -73,9 +73,16 @@ class DefinitionWatch:
             outside = await read_outside(connection, target_database="")
             schema = await read_schema(connection, self._settings)
             await connection.execute(b"COMMIT")
+            version = connection.info.server_version // 10000
         finally:
             await connection.close()
-        self._found = {"at_ns": at_ns, "outside": by_name(outside), "schema": digest(schema)}
+        self._found = {
+            "at_ns": at_ns,
+            "version": version,
+            "outside": by_name(outside),
+            "schema": digest(schema),
+            "schema_loosely": digest(schema, loose=True),
+        }
 
     def report(self) -> dict[str, Any] | None:
         """None: not looked at yet, or it could not be."""

@@ -1,5 +1,8 @@
 """How definitions differ between two servers: lists of things in, differences out. Pure.
 
+Servers of two versions write the same expression differently: newer ones leave out the name of the only table
+in it. So between versions texts are compared loosely, without qualifying names outside of literals.
+
 A thing is named by kind and name and has a text that says what it is; two are the same when their texts are.
 `make` is the statement by which the target would come to have it, where there is one. It never holds a
 password: PostgreSQL does not show them, and neither does this.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -16,7 +20,16 @@ from castling.config import GroupSettings
 from castling.kinds.base import Finding, Severity
 from castling.kinds.postgres.catalog import are_chosen, table_name
 
-__all__ = ["Difference", "Thing", "differences", "digest", "finding", "is_in_group", "judge_extensions"]
+__all__ = [
+    "Difference",
+    "Thing",
+    "differences",
+    "digest",
+    "finding",
+    "is_in_group",
+    "judge_extensions",
+    "loosely",
+]
 
 #: of these the target may have more than the source: other databases live there too
 _SHARED = frozenset({"role", "member", "tablespace", "extension", "schema"})
@@ -65,7 +78,16 @@ def _shown(text: str | None) -> str:
     return one_line if len(one_line) <= _SHOWN else f"{one_line[:_SHOWN]} …"
 
 
-def differences(source: Iterable[Thing], target: Iterable[Thing]) -> list[Difference]:
+#: a literal, kept; or a name that qualifies the one behind its dot, left out; or white space
+_LOOSE = re.compile(r"""('(?:[^']|'')*')|(?:"(?:[^"]|"")*"|[^\W\d][\w$]*)\.|\s+""")
+
+
+def loosely(text: str) -> str:
+    """The text without what two versions of PostgreSQL write differently."""
+    return _LOOSE.sub(lambda found: found.group(1) or ("" if found.group(0).strip() else " "), text).strip()
+
+
+def differences(source: Iterable[Thing], target: Iterable[Thing], *, loose: bool = False) -> list[Difference]:
     """What the target lacks, has otherwise, or has beyond the source; by kind and name.
 
     A thing inside another that is missing itself is not told of again.
@@ -76,7 +98,8 @@ def differences(source: Iterable[Thing], target: Iterable[Thing]) -> list[Differ
     for key in sorted(here.keys() | there.keys()):
         mine, other = here.get(key), there.get(key)
         if mine is not None and other is not None:
-            if mine.text != other.text:
+            same = mine.text == other.text or (loose and loosely(mine.text) == loosely(other.text))
+            if not same:
                 make = mine.make if mine.kind in _MADE_ANEW else ""
                 if mine.kind == "role":
                     make = make.replace("CREATE ROLE", "ALTER ROLE", 1)
@@ -101,11 +124,12 @@ def _is_inside(difference: Difference, whole: set[tuple[str, bool]]) -> bool:
     )
 
 
-def digest(things: Iterable[Thing]) -> dict[str, str]:
+def digest(things: Iterable[Thing], *, loose: bool = False) -> dict[str, str]:
     """A short digest for each kind of thing."""
     found: dict[str, list[str]] = {}
     for thing in things:
-        found.setdefault(thing.kind, []).append(f"{thing.name}\0{thing.text}")
+        text = loosely(thing.text) if loose else thing.text
+        found.setdefault(thing.kind, []).append(f"{thing.name}\0{text}")
     return {
         kind: hashlib.sha256("\0\0".join(sorted(texts)).encode()).hexdigest()[:16]
         for kind, texts in sorted(found.items())
@@ -132,12 +156,14 @@ def judge_extensions(found: list[Difference], available: dict[str, set[str]]) ->
             name = each.name.strip('"').replace('""', '"')
             versions = available.get(name, set())
             if not versions:
-                each = replace(each, make=f"install the package that brings the extension {name}")
+                each = replace(
+                    each, make=f"CREATE EXTENSION {each.name} -- first install the package that brings it"
+                )
             elif each.target is not None:
                 each = replace(each, make=f"ALTER EXTENSION {each.name} UPDATE TO '{each.source}'")
             if versions and each.source not in versions:
                 offered = ", ".join(sorted(versions))
-                each = replace(each, make=f"CREATE EXTENSION {each.name}; the server offers only {offered}")
+                each = replace(each, make=f"CREATE EXTENSION {each.name} -- the server offers only {offered}")
         judged.append(each)
     return judged
 

@@ -24,9 +24,9 @@ async def compare_schema(stream: Stream) -> list[Finding]:
         stream.settings.databases[stream.settings.primary],
         stream.settings.databases[stream.backup],
     )
-    here, _ = await _read(stream, source, target.dbname, SourceUnreachable, SourceError)
-    there, available = await _read(stream, target, target.dbname, TargetUnreachable, TargetError)
-    found = judge_extensions(differences(here, there), available)
+    here, _, version = await _read(stream, source, target.dbname, SourceUnreachable, SourceError)
+    there, available, other = await _read(stream, target, target.dbname, TargetUnreachable, TargetError)
+    found = judge_extensions(differences(here, there, loose=version != other), available)
     told = [finding(each, code=_code(each)) for each in found]
     if not told:
         message = f"{len(here)} definitions are the same on source and target"
@@ -46,7 +46,7 @@ async def _read(
     target_database: str,
     away: type[CastlingError],
     refused: type[CastlingError],
-) -> tuple[list[Thing], dict[str, set[str]]]:
+) -> tuple[list[Thing], dict[str, set[str]], int]:
     application = f"castling compare {stream.group}"
     connection = await connect(database, application_name=application, error=away)
     try:
@@ -56,7 +56,7 @@ async def _read(
         things += await read_outside(connection, target_database=target_database)
         available = await read_available_extensions(connection)
         await connection.execute(b"COMMIT")
-        return things, available
+        return things, available, connection.info.server_version // 10000
     except psycopg.OperationalError as error:
         raise away(f"the connection broke while definitions were read: {error}") from error
     except psycopg.Error as error:
