@@ -194,6 +194,13 @@ class NotReplicable(SourceError):
     exit_code = 23
 
 
+class SettingOverridden(SourceError):
+    """A setting of the source is given by somebody else, and does not become what the group needs."""
+
+    code = "setting-overridden"
+    exit_code = 29
+
+
 class DecodeError(SourceError):
     """A captured message does not follow its protocol; it is not guessed at."""
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 from tests.real.pg_cast import Journal, Pair, captured, database_pair, until
 
+from castling.errors import SettingOverridden, SourceRefused
 from castling.journal.record import Draft
 from castling.kinds.base import Capture, Stream
 from castling.kinds.postgres.forget import forget_stream
 from castling.kinds.postgres.kind import KIND
-from castling.kinds.postgres.sync import standby_names
+from castling.kinds.postgres.standby import standby_names
 from castling.testing.servers import EmbeddedServer
 
 
@@ -144,23 +147,37 @@ async def test_degrading_is_a_choice_and_is_told(pair: Pair) -> None:
         await until(lambda: backup.state() == "protected")
 
 
+def _in_force(pair: Pair) -> str:
+    return str(pair.east.execute("SHOW synchronous_standby_names")[0][0])
+
+
+async def _hold(pair: Pair, stream: Stream) -> None:
+    """What a source end that was killed leaves behind."""
+    names = standby_names(stream.group, ["west"])
+    pair.east.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+    pair.east.execute("SELECT pg_reload_conf()")
+    await until(lambda: _in_force(pair) == names)
+
+
+@contextlib.asynccontextmanager
+async def guarding(stream: Stream) -> AsyncIterator[Capture]:
+    """A source end that never reaches its backup."""
+    capture = KIND.capture(stream)
+    guard = asyncio.create_task(capture.guard())
+    try:
+        yield capture
+    finally:
+        guard.cancel()
+        await asyncio.wait((guard,))
+
+
 async def test_a_source_end_that_never_reaches_the_backup_degrades(pair: Pair) -> None:
     """It was killed, and starts again while the backup is away: no stream is opened, and commits wait."""
     stream = pair.stream(delivery="sync", on_sync_loss="degrade", degrade_after=1.0)
-    async with backup_of(stream):
-        pass
-    names = standby_names(stream.group, ["west"]).replace("'", "''")
-    pair.east.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
-    pair.east.execute("SELECT pg_reload_conf()")
-    await until(lambda: pair.east.execute("SHOW synchronous_standby_names") != [("",)])
-    capture = KIND.capture(stream)
-    guarding = asyncio.create_task(capture.guard())
-    try:
+    await _hold(pair, stream)
+    async with guarding(stream) as capture:
         await asyncio.wait_for(_insert(pair, 1), 15)
-        assert capture.report()["sync"]["state"] == "degraded"
-    finally:
-        guarding.cancel()
-        await KIND.release(stream, failed=False)
+        await until(lambda: capture.report()["sync"]["state"] == "degraded")
 
 
 async def test_a_setting_that_somebody_else_takes_away_is_noticed(pair: Pair) -> None:
@@ -198,7 +215,8 @@ async def test_protected_is_what_the_server_does_and_not_what_was_set(
             try:
                 await until(lambda: bool(backup.warnings()))
                 assert backup.state() == "catching-up"
-                assert "does not count" in backup.warnings()[0]["message"]
+                assert "stays ''" in backup.warnings()[0]["message"]
+                assert "comes from the command line" in backup.warnings()[0]["hint"]
             finally:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
@@ -247,3 +265,105 @@ async def test_a_commit_cancelled_while_it_waits_is_committed_and_says_so(pair: 
         await asyncio.wait_for(committing, 10)
         assert any("canceling wait for synchronous replication" in text for text in notices)
         assert pair.source("SELECT n FROM numbers") == [(7,)]
+
+
+async def test_a_commit_that_waits_for_a_write_waits_for_hardening_too(pair: Pair) -> None:
+    async with backup_of(pair.stream(delivery="sync", on_sync_loss="wait")) as backup:
+        backup.acknowledging = False
+        insert = "SET synchronous_commit = remote_write; INSERT INTO numbers VALUES (1000008)"
+        commit = asyncio.create_task(asyncio.to_thread(pair.source, insert))
+        await until(lambda: backup.holds(1000008))
+        await until(lambda: _waiting(pair))
+        await asyncio.sleep(1.5)  # a status update goes by
+        assert not commit.done()
+        backup.acknowledging = True
+        await asyncio.wait_for(commit, 10)
+
+
+async def test_a_source_that_is_away_is_no_silence_of_the_backup(pair: Pair) -> None:
+    """Nothing commits meanwhile; when it is back the backup has its whole time to come back too."""
+    stream = pair.stream(delivery="sync", on_sync_loss="degrade", degrade_after=4.0)
+    await _hold(pair, stream)
+    async with guarding(stream) as capture:
+        await until(lambda: capture.report()["sync"]["state"] == "protected")
+        pair.east.stop()
+        try:
+            await asyncio.sleep(6.0)
+            assert capture.report()["sync"]["silent_s"] < 4.0
+        finally:
+            pair.east.start()
+        await until(lambda: capture.report()["sync"]["state"] == "degraded")
+
+
+# --- what is left behind is taken away ---------------------------------------------------------------
+
+
+async def test_what_an_earlier_synchronous_delivery_left_is_taken_away(pair: Pair) -> None:
+    """Its last process was killed, then `async` was deployed: no commit may wait for it for ever."""
+    await _hold(pair, pair.stream(delivery="sync", on_sync_loss="wait"))
+    commit = _insert(pair, 1)
+    await until(lambda: _waiting(pair))
+    async with guarding(pair.stream(delivery="async")):
+        await until(lambda: _in_force(pair) == "")
+        await asyncio.wait_for(commit, 10)
+
+
+async def test_stopping_a_group_that_was_synchronous_lets_go_too(pair: Pair) -> None:
+    await _hold(pair, pair.stream(delivery="sync", on_sync_loss="wait"))
+    assert await KIND.release(pair.stream(delivery="async"), failed=False)
+    assert _in_force(pair) == ""
+
+
+async def test_a_release_takes_away_what_is_written_and_not_yet_in_force(pair: Pair) -> None:
+    """A reload that was never done would else come true with the server's next start."""
+    stream = pair.stream(delivery="sync", on_sync_loss="wait")
+    names = standby_names(stream.group, ["west"])
+    pair.east.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+    assert await KIND.release(stream, failed=False)
+    question = "SELECT setting FROM pg_file_settings WHERE name = 'synchronous_standby_names'"
+    assert pair.east.execute(question) in ([], [("",)])
+
+
+async def test_a_release_leaves_another_ones_setting_alone(pair: Pair) -> None:
+    pair.east.execute("ALTER SYSTEM SET synchronous_standby_names = 'somebody'")
+    pair.east.execute("SELECT pg_reload_conf()")
+    await until(lambda: _in_force(pair) == "somebody")
+    assert await KIND.release(pair.stream(delivery="sync", on_sync_loss="wait"), failed=False)
+    assert _in_force(pair) == "somebody"
+
+
+async def test_a_change_that_the_server_does_not_follow_is_not_taken_for_done(pair: Pair) -> None:
+    """A mistake in the server's files: a reload changes nothing, and everything answers as if it did."""
+    stream = pair.stream(delivery="sync", on_sync_loss="wait")
+    await _hold(pair, stream)
+    file = pair.east.data / "postgresql.conf"
+    sound = file.read_text()
+    file.write_text(sound + "\nno_such_setting = 1\n")
+    try:
+        with pytest.raises(SettingOverridden, match="stays 'ANY 1"):
+            await KIND.release(stream, failed=False)
+    finally:
+        file.write_text(sound)
+    assert await KIND.release(stream, failed=False) and _in_force(pair) == ""
+
+
+async def test_a_user_who_may_not_release_is_told_so(pair: Pair) -> None:
+    """A bare error of the driver would end the agent that asks."""
+    stream = pair.stream(delivery="sync", on_sync_loss="wait")
+    pair.east.execute(f"CREATE ROLE plain LOGIN PASSWORD '{EmbeddedServer.PASSWORD}'")
+    await _hold(pair, stream)
+    database = msgspec.structs.replace(stream.settings.databases["east"], user="plain")
+    databases = {**stream.settings.databases, "east": database}
+    settings = msgspec.structs.replace(stream.settings, databases=databases)
+    with pytest.raises(SourceRefused, match="permission denied"):
+        await KIND.release(dataclasses.replace(stream, settings=settings), failed=False)
+    assert await KIND.release(stream, failed=False)
+    pair.east.execute("DROP ROLE plain")
+
+
+async def test_nobody_is_said_to_wait_where_nobody_does(pair: Pair) -> None:
+    """A stream that failed before commits began to wait."""
+    stream = pair.stream(delivery="sync", on_sync_loss="wait")
+    assert await KIND.release(stream, failed=True)
+    await _hold(pair, stream)
+    assert not await KIND.release(stream, failed=True)

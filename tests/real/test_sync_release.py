@@ -151,3 +151,17 @@ def test_who_chose_to_wait_is_told_who_is_waited_for(waiting: Cluster) -> None:
     wait_for(lambda: "commits-wait" in _warnings(cluster), "the status says who waits, and what frees them")
     cluster.stop_group()
     assert commit.returned()
+
+
+def test_who_lets_go_by_hand_is_not_told_that_commits_wait(waiting: Cluster) -> None:
+    cluster = waiting
+    cluster.cli("east", "group", "start", GROUP, "--reseed", "--yes")
+    _begin(cluster)
+    east = cluster.servers["east"]
+    east.execute(f"DROP PUBLICATION castling_{GROUP}_west", cluster.database)
+    cluster.kill("source")
+    wait_for(lambda: "commits-wait" in _warnings(cluster), "the status says who waits")
+    east.execute("ALTER SYSTEM RESET synchronous_standby_names")
+    east.execute("SELECT pg_reload_conf()")
+    wait_for(lambda: "commits-wait" not in _warnings(cluster), "it is said no longer")
+    cluster.stop_group()

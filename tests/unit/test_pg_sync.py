@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from castling.kinds.postgres.sync import SyncState, decide, standby_names
+from castling.kinds.postgres.standby import standby_names
+from castling.kinds.postgres.sync import SyncState, decide
 
 
 def _decide(state: SyncState, *, caught_up: bool, silent_s: float, on_loss: str = "wait") -> SyncState:

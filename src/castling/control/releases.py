@@ -23,6 +23,8 @@ __all__ = ["Releases", "Resting"]
 Json = dict[str, Any]
 #: seconds between two looks, and how long a source that did not answer is left alone at most
 LOOK_S = 1.0
+#: between two looks at a stream that goes on being waited for: somebody may let go by hand
+AGAIN_S = 5.0
 PAUSE_MOST_S = 60.0
 
 
@@ -49,6 +51,7 @@ class Resting:
 class _State:
     #: True: nothing waits; False: by the group's choice it goes on waiting; None: not known yet
     released: bool | None = None
+    is_sync: bool = True
     error: CastlingError | None = None
     pause_s: float = LOOK_S
     due_s: float = 0.0
@@ -78,14 +81,16 @@ class Releases:
             for key, each in found.items():
                 state = self._states[key]
                 named = group is not None and key[0] == group
-                if named or (state.released is None and group is None and now_s >= state.due_s):
+                if named or (state.released is not True and group is None and now_s >= state.due_s):
                     await self._release(each, state)
 
     async def _release(self, each: Resting, state: _State) -> None:
         stream = each.stream
+        state.is_sync = stream.settings.delivery == "sync"
         try:
             state.released = await kinds.load(stream.settings.kind).release(stream, failed=each.failed)
             state.error = None
+            state.due_s = asyncio.get_running_loop().time() + AGAIN_S
         except CastlingError as error:
             if state.error is None or state.error.code != error.code:
                 self._log.warning(
@@ -101,6 +106,8 @@ class Releases:
         for key, state in self._states.items():
             if key[:2] != (group, backup):
                 continue
+            if state.error is not None and not state.is_sync:
+                continue  # what an earlier delivery may have left is looked for; that it is there is unlikely
             if state.error is not None:
                 message = f"commits on the source may still wait for {backup}: {state.error}"
                 found.append(_warning("commits-may-wait", message, _AGAIN))

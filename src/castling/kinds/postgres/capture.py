@@ -333,13 +333,12 @@ class PostgresCapture:
         self._told_s = now_s
         # what is confirmed is forgotten by the source: nothing before the proof that it is the right one
         confirmed = self._confirmed if self._maker.proven else self._begins
-        received = max(self._received, confirmed)
+        # a commit with synchronous_commit = remote_write waits for what is "received": that is hardened too
+        received = confirmed if self._is_sync else max(self._received, confirmed)
         self._connection.tell(received=received, confirmed=confirmed, now_ns=time.time_ns())
 
     async def guard(self) -> None:
-        if self._is_sync:
-            await self._guard.run()
-        await asyncio.get_running_loop().create_future()
+        await self._guard.run()
 
     # --- closing ------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from castling.kinds.base import Stream
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.progress import origin_name
 from castling.kinds.postgres.session import slot_name
-from castling.kinds.postgres.sync import release_commits
+from castling.kinds.postgres.standby import release_commits
 
 __all__ = ["forget_stream"]
 
@@ -34,8 +34,7 @@ async def forget_stream(stream: Stream, *, target: bool = True) -> None:
 
 async def _forget_source(stream: Stream) -> None:
     settings = stream.settings.databases[stream.settings.primary]
-    if stream.settings.delivery == "sync":
-        await release_commits(stream.group, stream.settings, settings)
+    await release_commits(stream.group, stream.settings.backups, settings)
     connection = await connect(settings, application_name=f"castling forget {stream.group}")
     try:
         deadline = time.monotonic() + _WITHIN_S

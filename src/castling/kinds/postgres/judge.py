@@ -12,7 +12,7 @@ from castling.kinds.postgres.costs import identity_cost
 from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
 from castling.kinds.postgres.judge_beside import judge_large_objects, judge_sequences
 from castling.kinds.postgres.publication import published
-from castling.kinds.postgres.sync import standby_names
+from castling.kinds.postgres.standby import standby_names
 
 __all__ = [
     "judge_source",

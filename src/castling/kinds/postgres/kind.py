@@ -13,7 +13,7 @@ from castling.kinds.postgres.left_behind import copy_left_behind
 from castling.kinds.postgres.schema_compare import compare_schema
 from castling.kinds.postgres.seed_source import PostgresSeedSource
 from castling.kinds.postgres.seed_target import PostgresSeedTarget
-from castling.kinds.postgres.sync import release_commits
+from castling.kinds.postgres.standby import holds_commits, release_commits
 from castling.kinds.postgres.target import PostgresTarget
 
 __all__ = ["KIND", "PostgresKind"]
@@ -66,11 +66,10 @@ class PostgresKind:
 
     async def release(self, stream: Stream, *, failed: bool) -> bool:
         settings = stream.settings
-        if settings.delivery != "sync":
-            return True
-        if failed and settings.on_sync_loss != "degrade":
-            return False
-        await release_commits(stream.group, settings, settings.databases[settings.primary])
+        # what was deployed asynchronous since may have been synchronous when its last process died
+        if failed and settings.delivery == "sync" and settings.on_sync_loss != "degrade":
+            return not await holds_commits(stream.group, settings.backups, _source(stream))
+        await release_commits(stream.group, settings.backups, _source(stream))
         return True
 
     async def forget(self, stream: Stream, *, target: bool = True) -> None:

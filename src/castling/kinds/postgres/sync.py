@@ -24,14 +24,19 @@ import psycopg
 from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings, GroupSettings
-from castling.errors import CastlingError, NotReplicable, SourceError
+from castling.errors import CastlingError, NotReplicable, SourceError, SourceUnreachable
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.session import slot_name
+from castling.kinds.postgres.standby import (
+    SETTING,
+    change,
+    names_in_force,
+    release_commits,
+    standby_names,
+)
 from castling.observe import events
 
-__all__ = ["SyncGuard", "SyncState", "decide", "release_commits", "standby_names"]
-
-_SETTING = "synchronous_standby_names"
+__all__ = ["SyncGuard", "SyncState", "decide"]
 
 
 class SyncState(enum.StrEnum):
@@ -56,12 +61,6 @@ def decide(
     return state
 
 
-def standby_names(group: str, backups: list[str]) -> str:
-    """What `synchronous_standby_names` is set to: any one of the group's backups."""
-    names = ", ".join(f'"{slot_name(group, backup)}"' for backup in backups)
-    return f"ANY 1 ({names})"
-
-
 class SyncGuard:
     """Keeps the source's setting in step with the state. One per stream; told by the capture, and at work
     as long as the source end is, whether a stream is open or not."""
@@ -71,6 +70,8 @@ class SyncGuard:
     LOOK_S = 2.0
     #: how long a change of the setting may take to be seen
     APPLIED_S = 5.0
+    #: how long one look or change may take
+    TRY_S = 12.0
 
     def __init__(self, group: str, backup: str, settings: GroupSettings, database: DatabaseSettings) -> None:
         self._group = group
@@ -91,6 +92,9 @@ class SyncGuard:
 
     async def run(self) -> None:
         """Until cancelled. A change that fails is tried again."""
+        if self.state is SyncState.OFF:
+            await self._free_former()
+            await asyncio.get_running_loop().create_future()
         await self._learn()
         while True:
             await asyncio.sleep(self.TICK_S)
@@ -116,16 +120,31 @@ class SyncGuard:
         while self.state is SyncState.CATCHING_UP and not await self._try(self._see):
             await asyncio.sleep(self.TICK_S)
 
+    async def _free_former(self) -> None:
+        """The group may have delivered synchronously before, and commits still wait by what it left."""
+        while True:
+            try:
+                await release_commits(self._group, self._settings.backups, self._database)
+                self._problem = None
+                return
+            except CastlingError as error:
+                self._trouble(error)
+            await asyncio.sleep(self.LOOK_S)
+
     async def _try(self, work: Callable[[AsyncConnection[Any]], Awaitable[None]]) -> bool:
         """Do it with a connection of its own; False, with the problem kept, when it can't be done."""
         try:
-            connection = await connect(self._database, application_name=f"castling sync {self._group}")
-            try:
-                await work(connection)
-            finally:
-                await connection.close()
+            async with asyncio.timeout(self.TRY_S):
+                connection = await connect(self._database, application_name=f"castling sync {self._group}")
+                try:
+                    await work(connection)
+                finally:
+                    await connection.close()
         except psycopg.Error as error:
             self._trouble(SourceError(f"the source refused: {error.diag.message_primary or error}"))
+            return False
+        except TimeoutError:
+            self._trouble(SourceUnreachable("the source does not answer whether commits wait"))
             return False
         except CastlingError as error:
             self._trouble(error)
@@ -133,33 +152,35 @@ class SyncGuard:
         return True
 
     def _trouble(self, error: CastlingError) -> None:
+        if isinstance(error, SourceUnreachable):
+            self._last_s = time.monotonic()  # nothing commits there: the backup is not silent meanwhile
         if self._problem is None or str(self._problem) != str(error):
             self._log.warning("sync.troubled", error=str(error))
         self._problem = error
 
     async def _see(self, connection: AsyncConnection[Any]) -> None:
         self._problem = None
-        if await _names(connection) == self._names:
+        if await names_in_force(connection) == self._names:
             self._move(SyncState.PROTECTED)
 
     async def _look(self, connection: AsyncConnection[Any]) -> None:
         """Protected is only what the server itself does: others may change the setting."""
-        now = await _names(connection)
+        now = await names_in_force(connection)
         self._looked_s, self._problem = time.monotonic(), None
         if now != self._names:
             self.state = SyncState.CATCHING_UP
             raise NotReplicable(
-                f"commits do not wait for the backup: somebody has set {_SETTING} to {now!r}",
+                f"commits do not wait for the backup: somebody has set {SETTING} to {now!r}",
                 hint="it is set again when the stream has caught up, unless delivery is set to async",
             )
 
     async def _protect(self, connection: AsyncConnection[Any]) -> None:
-        await _change(connection, self._names, ours=self._names)
+        await change(connection, self._names, ours=self._names)
         until_s = time.monotonic() + self.APPLIED_S
         while not await self._is_waited_for(connection):
             if time.monotonic() > until_s:
                 raise NotReplicable(
-                    f"commits do not wait for the backup: {_SETTING} was set, but does not count",
+                    f"commits do not wait for the backup: {SETTING} was set, but does not count",
                     hint="is it given on the server's command line? That goes before ALTER SYSTEM",
                 )
             await asyncio.sleep(0.05)
@@ -173,10 +194,15 @@ class SyncGuard:
             (self._standby,),
         )
         row = await cursor.fetchone()
-        return bool(row and row[0]) and await _names(connection) == self._names
+        return bool(row and row[0]) and await names_in_force(connection) == self._names
 
     async def _degrade(self, connection: AsyncConnection[Any]) -> None:
-        await _change(connection, "", ours=self._names)
+        before, self.state = self.state, SyncState.DEGRADED  # said before it is so: never protected and not
+        try:
+            await change(connection, "", ours=self._names)
+        except BaseException:
+            self.state = before
+            raise
         self._move(SyncState.DEGRADED)
 
     def _move(self, state: SyncState) -> None:
@@ -194,37 +220,7 @@ class SyncGuard:
 
     def warnings(self) -> list[dict[str, Any]]:
         """Why commits do not wait though they should, in the form of a report's warnings."""
-        if self._problem is None:
+        if self._problem is None or self.state is SyncState.OFF:
             return []
         hint = self._problem.hint
         return [{"code": "sync-troubled", "message": str(self._problem), "hint": hint}]
-
-
-async def _names(connection: AsyncConnection[Any]) -> str:
-    cursor = await connection.execute(f"SHOW {_SETTING}".encode())
-    row = await cursor.fetchone()
-    return str(row[0]) if row else ""
-
-
-async def _change(connection: AsyncConnection[Any], names: str, *, ours: str) -> None:
-    now = await _names(connection)
-    if now not in ("", ours):
-        raise NotReplicable(
-            f"{_SETTING} on the source is {now!r}, which is not Castling's",
-            hint="add the group's name to it by hand, or remove it, before delivery can be synchronous",
-        )
-    if now != names:
-        quoted = names.replace("'", "''")
-        await connection.execute(f"ALTER SYSTEM SET {_SETTING} = '{quoted}'".encode())
-        await connection.execute("SELECT pg_catalog.pg_reload_conf()")
-
-
-async def release_commits(group: str, settings: GroupSettings, database: DatabaseSettings) -> None:
-    """Let commits on the source wait no longer: the group is being stopped or removed. Repeatable."""
-    connection = await connect(database, application_name=f"castling sync {group}")
-    try:
-        ours = standby_names(group, settings.backups)
-        if await _names(connection) == ours:
-            await _change(connection, "", ours=ours)
-    finally:
-        await connection.close()
