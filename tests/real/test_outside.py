@@ -108,7 +108,7 @@ async def test_every_change_is_noticed_and_undone_is_not(pair: Pair) -> None:
 async def test_what_is_missing_is_named_with_what_mends_it(pair: Pair) -> None:
     pair.source("ALTER TABLE app.t ADD CONSTRAINT short CHECK (length(x) < 9); "
                 "CREATE INDEX more ON app.t (x);"
-                "COMMENT ON TABLE app.t IS 'it''s'; GRANT SELECT ON app.t TO PUBLIC; CREATE EXTENSION ltree;"
+                "COMMENT ON TABLE app.t IS 'it''s'; GRANT SELECT ON app.t TO PUBLIC;"
                 "CREATE FUNCTION app.g() RETURNS int LANGUAGE sql AS 'SELECT 1'")  # fmt: skip
     found = await _compared(pair)
     assert {each.severity for each in found.values()} == {Severity.WARNING}
