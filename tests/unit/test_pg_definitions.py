@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from castling.config import GroupSettings
 from castling.kinds.postgres.definition_watch import by_name
 from castling.kinds.postgres.definitions import (
     Difference,
+    Digest,
     Thing,
     differences,
-    digest,
     is_in_group,
     judge_extensions,
 )
 
 _TABLE = Thing("table", "a.t", "table")
+
+
+def digest(things: Iterable[Thing], *, loose: bool = False) -> dict[str, str]:
+    found = Digest(loose=loose)
+    for thing in things:
+        found.add(thing)
+    return found.result()
 
 
 def _settings(include: list[str], exclude: list[str]) -> GroupSettings:

@@ -17,7 +17,7 @@ import psycopg
 from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import CastlingError
 from castling.kinds.postgres.connect import connect
-from castling.kinds.postgres.definitions import Thing, digest
+from castling.kinds.postgres.definitions import Digest, Thing
 from castling.kinds.postgres.outside_read import read_outside
 from castling.kinds.postgres.schema_read import read_schema
 from castling.observe import events
@@ -71,7 +71,10 @@ class DefinitionWatch:
             await connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             await connection.execute(b"SET LOCAL statement_timeout = '120s'")
             outside = await read_outside(connection, target_database="")
-            schema = await read_schema(connection, self._settings)
+            strict, loose = Digest(), Digest(loose=True)
+            async for thing in read_schema(connection, self._settings):
+                strict.add(thing)
+                loose.add(thing)
             await connection.execute(b"COMMIT")
             version = connection.info.server_version // 10000
         finally:
@@ -80,8 +83,8 @@ class DefinitionWatch:
             "at_ns": at_ns,
             "version": version,
             "outside": by_name(outside),
-            "schema": digest(schema),
-            "schema_loosely": digest(schema, loose=True),
+            "schema": strict.result(),
+            "schema_loosely": loose.result(),
         }
 
     def report(self) -> dict[str, Any] | None:

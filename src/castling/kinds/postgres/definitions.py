@@ -22,9 +22,9 @@ from castling.kinds.postgres.catalog import are_chosen, table_name
 
 __all__ = [
     "Difference",
+    "Digest",
     "Thing",
     "differences",
-    "digest",
     "finding",
     "is_in_group",
     "judge_extensions",
@@ -124,16 +124,22 @@ def _is_inside(difference: Difference, whole: set[tuple[str, bool]]) -> bool:
     )
 
 
-def digest(things: Iterable[Thing], *, loose: bool = False) -> dict[str, str]:
-    """A short digest for each kind of thing."""
-    found: dict[str, list[str]] = {}
-    for thing in things:
-        text = loosely(thing.text) if loose else thing.text
-        found.setdefault(thing.kind, []).append(f"{thing.name}\0{text}")
-    return {
-        kind: hashlib.sha256("\0\0".join(sorted(texts)).encode()).hexdigest()[:16]
-        for kind, texts in sorted(found.items())
-    }
+class Digest:
+    """A short digest for each kind of thing, in whatever order they come, without keeping them."""
+
+    def __init__(self, *, loose: bool = False) -> None:
+        self._loose = loose
+        self._sums: dict[str, int] = {}
+
+    def add(self, thing: Thing) -> None:
+        text = loosely(thing.text) if self._loose else thing.text
+        one = hashlib.sha256(f"{thing.name}\0{text}".encode()).digest()
+        self._sums[thing.kind] = (self._sums.get(thing.kind, 0) + int.from_bytes(one[:16], "big")) % (
+            1 << 128
+        )
+
+    def result(self) -> dict[str, str]:
+        return {kind: f"{value:032x}" for kind, value in sorted(self._sums.items())}
 
 
 def finding(difference: Difference, *, code: str) -> Finding:

@@ -52,7 +52,7 @@ async def _read(
     try:
         # one view of the catalogs for all questions
         await connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        things = await read_schema(connection, stream.settings)
+        things = [thing async for thing in read_schema(connection, stream.settings)]
         things += await read_outside(connection, target_database=target_database)
         available = await read_available_extensions(connection)
         await connection.execute(b"COMMIT")

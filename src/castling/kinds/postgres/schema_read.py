@@ -8,6 +8,7 @@ text search objects, collations, publications, foreign servers.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -16,6 +17,9 @@ from castling.config import GroupSettings
 from castling.kinds.postgres.definitions import Thing, is_in_group
 
 __all__ = ["read_schema"]
+
+#: rows fetched at once
+_AT_ONCE = 2000
 
 #: relations, and what belongs to them, with the table to choose them by
 _RELATIONS = """
@@ -253,14 +257,15 @@ SELECT 'event trigger', '*', NULL, pg_catalog.quote_ident(e.evtname),
 """
 
 
-async def read_schema(connection: AsyncConnection[Any], settings: GroupSettings) -> list[Thing]:
-    """Every definition of the group's schema. Changes the session's search path."""
-    await connection.execute(b"SET search_path = ''")
-    found = []
+async def read_schema(connection: AsyncConnection[Any], settings: GroupSettings) -> AsyncIterator[Thing]:
+    """Every definition of the group's schema, some at a time. Must be in a transaction, whose search path
+    it changes."""
+    await connection.execute(b"SET LOCAL search_path = ''")
     for question in (_RELATIONS, _OTHERS):
-        cursor = await connection.execute(question.encode())
-        for kind, schema, chosen_by, name, text, make in await cursor.fetchall():
-            relations = [(one[0], one[1]) for one in chosen_by or ()]
-            if schema == "*" or is_in_group(schema, relations, settings):
-                found.append(Thing(kind, name, text or "", make or ""))
-    return found
+        async with connection.cursor(name="castling_schema") as cursor:
+            cursor.itersize = _AT_ONCE
+            await cursor.execute(question.encode())
+            async for kind, schema, chosen_by, name, text, make in cursor:
+                relations = [(one[0], one[1]) for one in chosen_by or ()]
+                if schema == "*" or is_in_group(schema, relations, settings):
+                    yield Thing(kind, name, text or "", make or "")
