@@ -248,6 +248,14 @@ class TargetForeign(TargetError):
     exit_code = 37
 
 
+class PartsMoved(TargetError):
+    """Parts of the target were put on hold or released; apply begins again where they need it."""
+
+    code = "parts-moved"
+    exit_code = 35
+    retryable = True
+
+
 class TargetNotEmpty(TargetError):
     """The target already holds rows that Castling did not put there."""
 

@@ -33,6 +33,13 @@ class Follower:
         await seed.begin()
         await seed.close()
 
+    def target(self) -> PostgresTarget:
+        """As the kind makes it, but for the first copy, which a follower has none of."""
+        settings = self.stream.settings
+        return PostgresTarget(
+            self.stream.group, settings.databases[self.stream.backup], on_error=settings.on_error
+        )
+
     async def capture(self) -> None:
         """Take everything that is committed now into the journal, and let the source forget it."""
         async with captured(self.stream, self.journal) as capture:
@@ -52,11 +59,7 @@ class Follower:
         `ended` is asked after each target transaction: True ends the session there.
         """
         decoder = PostgresDecoder(piece_bytes=piece_bytes)
-        target_ = (
-            target()
-            if target
-            else PostgresTarget(self.stream.group, self.stream.settings.databases[self.stream.backup])
-        )
+        target_ = target() if target else self.target()
         try:
             batcher = Batcher(limits or Limits(), await target_.open())
             for record in self.journal.records:

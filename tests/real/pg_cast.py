@@ -74,6 +74,7 @@ class Pair:
         self, *, seed: SeedSettings | None = None, postgres_bin: str | None = None, **settings: Any
     ) -> Stream:
         """The stream of a group of this pair. Its name is the database's, because slots are a server's."""
+        settings.setdefault("on_error", "stop")  # a test that means to hold says so
         group = GroupSettings(
             kind="postgres",
             primary="east",

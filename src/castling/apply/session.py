@@ -24,7 +24,7 @@ from castling.host import Bell, Host
 from castling.journal.marks import Mark, Marks
 from castling.journal.reader import JournalReader
 from castling.journal.record import START, Position, Record
-from castling.kinds.base import Abandon, Decoder, Piece, Target
+from castling.kinds.base import Abandon, Decoder, Held, Piece, Target
 from castling.observe import CommitLag
 from castling.together import run_together
 
@@ -49,6 +49,8 @@ class Figures:
         self.changes = 0
         self.commits = 0
         self.sessions = 0
+        #: the parts on hold and the bytes of the journal that each keeps, as last seen; None: not known yet
+        self.held: list[tuple[Held, int]] | None = None
 
     def counters(self) -> dict[str, int]:
         return {
@@ -81,6 +83,7 @@ class ApplySession:
         applied: Bell,
         limits: Limits,
         memory: int,
+        hold_bytes: int,
         figures: Figures,
     ) -> None:
         self._host = host
@@ -92,6 +95,7 @@ class ApplySession:
         self._applied_bell = applied
         self._limits = limits
         self._memory = memory
+        self._hold_bytes = hold_bytes
         self.figures = figures
         self._queue: deque[_Decoded] = deque()
         self._queued_bytes = 0
@@ -249,12 +253,34 @@ class ApplySession:
         if now_s - self._last_release_s < self.RELEASE_S:
             return
         self._last_release_s = now_s
-        durable = await self._target.durable()
+        durable = await self._durable()
         position = None
         while self._unreleased and self._unreleased[0][0] <= durable:
             position = self._unreleased.popleft()[1]
         if position is not None:
             self._marks.publish("released", Mark(position, durable, self._host.wall_ns()))
+
+    async def _durable(self) -> int:
+        """The target's answer, after it has given up the parts that keep too much of the journal."""
+        durable = await self._target.durable()
+        if durable == 0:
+            return 0  # in the middle of a transaction, or nothing is there yet
+        lost = False
+        for part, pinned in self._look_at_held():
+            if part.state != "lost" and pinned > self._hold_bytes:
+                await self._target.give_up(part.part)
+                lost = True
+        if not lost:
+            return durable
+        self._look_at_held()
+        return await self._target.durable()  # the note is durable before the journal lets go
+
+    def _look_at_held(self) -> list[tuple[Held, int]]:
+        self.figures.held = [
+            (part, 0 if part.state == "lost" else self._reader.bytes_after(part.offset))
+            for part in self._target.held()
+        ]
+        return self.figures.held
 
     # --- figures ------------------------------------------------------------------------------
 

@@ -84,6 +84,8 @@ class RetentionSettings(_Settings, frozen=True, kw_only=True):
     size: Size = 10 << 30
     #: keep what is applied for at most this long, seconds
     age: Seconds = 24 * 3600.0
+    #: what a part on hold may keep of the journal, at most; beyond it the part needs a new copy, bytes
+    hold: Size = 10 << 30
     #: stop receiving, in the state `journal-full`, when the disk has less than this free, bytes
     min_free: Size = 256 << 20
     #: size of one segment file, bytes
@@ -137,6 +139,9 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     include: list[str] = msgspec.field(default_factory=lambda: ["*.*"])
     #: what is left out of it, same patterns
     exclude: list[str] = msgspec.field(default_factory=list)
+    #: when the target refuses changes of one table: "hold": it stands still, its changes are kept, the rest
+    #: goes on; "stop": the group stops
+    on_error: Literal["hold", "stop"] = "hold"
     #: the database of each node of the group, by node name
     databases: dict[str, DatabaseSettings]
     #: seconds between two heartbeats through the database

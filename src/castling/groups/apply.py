@@ -12,13 +12,14 @@ from typing import Any
 
 from castling.apply.schedule import Limits
 from castling.apply.session import ApplySession, Figures
-from castling.errors import CastlingError, JournalGap, TargetForeign
+from castling.errors import CastlingError, JournalGap, PartsMoved, TargetForeign
 from castling.groups.backoff import Backoff
 from castling.groups.stream import SeedState, StreamState, load_stream
 from castling.host import Host
 from castling.journal.marks import Marks
 from castling.journal.reader import JournalReader
 from castling.kinds.base import Decoder, Stream, Target
+from castling.observe import events
 
 __all__ = ["ApplyEnd"]
 
@@ -45,6 +46,7 @@ class ApplyEnd:
         self._decoder = decoder
         self._target = target
         self.figures = Figures()
+        self._log = events("group").bind(group=stream.group, backup=stream.backup)
         self.state = "starting"
         self.error: CastlingError | None = None
         self._session: ApplySession | None = None
@@ -64,6 +66,9 @@ class ApplyEnd:
                     continue
                 try:
                     await self._apply(hardened, applied, backoff)
+                except PartsMoved as error:
+                    # every one of them is a change that was noted: there is nothing to wait for
+                    self._log.warning("group.parts_moved", detail=str(error))
                 except CastlingError as error:
                     if not (error.retryable or self._was_reseeded(error, stream)):
                         raise
@@ -93,6 +98,7 @@ class ApplyEnd:
             applied=applied,
             limits=Limits(self._settings.batch_changes, self._settings.apply_memory // 2),
             memory=self._settings.apply_memory // 2,
+            hold_bytes=self._settings.retention.hold,
             figures=self.figures,
         )
         self.state = "running"
@@ -108,6 +114,25 @@ class ApplyEnd:
             reader.close()
             self._session = self._current = None
 
+    def _holds(self) -> list[dict[str, Any]] | None:
+        """The parts that stand behind, oldest first; None when the target has not been asked yet."""
+        if self.figures.held is None:
+            return None
+        now_ns = self._host.wall_ns()
+        return [
+            {
+                "part": part.part,
+                "state": part.state,
+                "offset": part.offset,
+                "since_ns": part.since_ns,
+                "age_s": max(0.0, (now_ns - part.since_ns) / 1e9),
+                "reason": part.reason,
+                "sqlstate": part.sqlstate,
+                "pinned_bytes": pinned,
+            }
+            for part, pinned in self.figures.held
+        ]
+
     def report(self) -> dict[str, Any]:
         """Figures for the report tree; what is not known is None."""
         session = self._session
@@ -116,5 +141,6 @@ class ApplyEnd:
             "apply_lag_s": None if session is None else session.lag_s(),
             "apply_lag": self.figures.lag.taken.as_json(),
             "target": {} if self._current is None else self._current.report(),
+            "holds": self._holds(),
             "counters": self.figures.counters(),
         }

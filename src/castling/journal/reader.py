@@ -6,6 +6,8 @@ writer begins or removes are noticed, and so is a journal that was begun anew.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from castling.errors import JournalCorrupt, JournalGap
 from castling.host import File, Host
 from castling.journal.files import first_seqs, read_index, read_segment_header, scan, segment_path
@@ -67,6 +69,22 @@ class JournalReader:
                 if entry.is_keyframe and entry.offset <= offset and entry.seq <= mark.position.seq:
                     return entry.position
         return None
+
+    def bytes_after(self, offset: int) -> int:
+        """Bytes of the segments from that of the keyframe before source position `offset` on."""
+        keyframe = self.keyframe_at_or_before(offset)
+        seqs = first_seqs(self._host, self._directory)
+        if keyframe is not None:
+            seqs = seqs[max(0, bisect_right(seqs, keyframe.seq) - 1) :]
+        found = 0
+        for seq in seqs:
+            try:
+                file = self._host.disk.open(segment_path(self._directory, seq))
+            except FileNotFoundError:  # released meanwhile
+                continue
+            found += file.size()
+            file.close()
+        return found
 
     def _entries(self, first_seq: int, mark: Mark) -> list[Entry]:
         """The entries of a segment: the newest is scanned further, others have an index."""

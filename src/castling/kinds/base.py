@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from castling.config import Config, GroupSettings
 from castling.journal.record import Draft, Position, Record
@@ -25,7 +25,9 @@ __all__ = [
     "Copied",
     "Decoder",
     "Finding",
+    "Held",
     "Kind",
+    "PartAction",
     "Piece",
     "SeedProgress",
     "SeedSource",
@@ -114,6 +116,26 @@ class Abandon:
     """The transaction begun by earlier pieces without commit will be sent again in full."""
 
 
+#: what can be asked for a part of a target
+PartAction = Literal["hold", "release"]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A part of the target (a table, say) that stands behind the rest.
+
+    `state`: held, releasing (its changes are being caught up with) or lost (the journal no longer has
+    them). `offset`: the source position up to which the part is whole; the journal keeps what follows.
+    """
+
+    part: str
+    state: str
+    offset: int
+    since_ns: int
+    reason: str
+    sqlstate: str | None
+
+
 class Decoder(Protocol):
     """Pure: records in, pieces of source transactions out, in commit order."""
 
@@ -124,11 +146,20 @@ class Decoder(Protocol):
 class Target(Protocol):
     """The replica. At most one target transaction is open at a time.
 
-    Progress is committed in the same target transaction as the changes it stands for.
+    Progress is committed in the same target transaction as the changes it stands for. A part of
+    the replica may be on hold: its changes are left out, and `durable` does not pass its position.
+    Whenever parts are put on hold or released, PartsMoved ends the session, and the next one begins
+    where the parts need it; what a part has already is left out again.
     """
 
     async def open(self) -> int:
         """Connect; the source position up to which everything is already applied (0: nothing)."""
+
+    def held(self) -> Sequence[Held]:
+        """The parts that stand behind, oldest first."""
+
+    async def give_up(self, part: str) -> None:
+        """The journal will not keep what a part on hold lacks: it needs a new copy."""
 
     async def apply(self, pieces: Sequence[Piece]) -> None:
         """Add changes to the open target transaction, opening one if there is none.
@@ -226,6 +257,11 @@ class Kind(Protocol):
 
     async def copy_left_behind(self, stream: Stream) -> list[Copied]:
         """Copy to the target, once, what is not carried as it changes, such as unlogged tables."""
+
+    async def move_parts(
+        self, stream: Stream, action: PartAction, parts: Sequence[str], reason: str
+    ) -> list[dict[str, Any]]:
+        """Ask the apply of the stream to hold or release parts; `part` and `result` of each."""
 
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         """How the target's definitions differ from the source's; one OK finding if they don't. Only looks."""

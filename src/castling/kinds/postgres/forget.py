@@ -80,7 +80,15 @@ async def _forget_target(stream: Stream) -> None:
             " WHERE relnamespace = pg_catalog.to_regnamespace('castling') AND relkind = 'r'"
         )
         there = {str(row[0]) for row in await cursor.fetchall()}
-        for table in ("progress", "seed", "seed_chunk", "seed_emptied", "sequences", *_BESIDE):
+        for table in (
+            "progress",
+            "seed",
+            "seed_chunk",
+            "seed_emptied",
+            "sequences",
+            "table_positions",
+            *_BESIDE,
+        ):
             if table in there:
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (stream.group,)

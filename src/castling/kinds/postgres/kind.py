@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from castling.config import DatabaseSettings
-from castling.kinds.base import Copied, Finding, Stream
+from castling.kinds.base import Copied, Finding, PartAction, Stream
 from castling.kinds.postgres.capture import PostgresCapture
 from castling.kinds.postgres.check import check_stream
 from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.forget import forget_stream
 from castling.kinds.postgres.left_behind import copy_left_behind
+from castling.kinds.postgres.parts import move_parts
 from castling.kinds.postgres.schema_compare import compare_schema
 from castling.kinds.postgres.seed_source import PostgresSeedSource
 from castling.kinds.postgres.seed_target import PostgresSeedTarget
@@ -53,13 +57,24 @@ class PostgresKind:
 
     def target(self, stream: Stream) -> PostgresTarget:
         definitions = DefinitionWatch(stream.group, stream.settings, _target(stream))
-        return PostgresTarget(stream.group, _target(stream), seeded=True, definitions=definitions)
+        return PostgresTarget(
+            stream.group,
+            _target(stream),
+            seeded=True,
+            definitions=definitions,
+            on_error=stream.settings.on_error,
+        )
 
     async def check(self, stream: Stream) -> list[Finding]:
         return await check_stream(stream)
 
     async def copy_left_behind(self, stream: Stream) -> list[Copied]:
         return await copy_left_behind(stream)
+
+    async def move_parts(
+        self, stream: Stream, action: PartAction, parts: Sequence[str], reason: str
+    ) -> list[dict[str, Any]]:
+        return await move_parts(stream, action, parts, reason)
 
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         return await compare_schema(stream)

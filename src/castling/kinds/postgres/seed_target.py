@@ -27,6 +27,7 @@ from castling.kinds.postgres import progress
 from castling.kinds.postgres.catalog import table_name
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
+from castling.kinds.postgres.holds import CREATE_POSITIONS
 from castling.kinds.postgres.lsn import lsn_text
 from castling.kinds.postgres.seed_again import drop_of_roots
 from castling.kinds.postgres.seed_plan import Begin, Chunk, Finish, Schema, decode_request
@@ -115,7 +116,9 @@ class PostgresSeedTarget:
             await self._is_not_the_source(connection, request)
             await progress.end_sessions(connection, self._group)
             await connection.execute(
-                (_STATE + CREATE_EMPTIED + CREATE_SEQUENCES + progress.CREATE_PROGRESS).encode()
+                (
+                    _STATE + CREATE_EMPTIED + CREATE_SEQUENCES + progress.CREATE_PROGRESS + CREATE_POSITIONS
+                ).encode()
             )
             cursor = await connection.execute(
                 "SELECT tables FROM castling.seed WHERE stream = %s", (self._group,)
@@ -129,7 +132,7 @@ class PostgresSeedTarget:
                 "ON CONFLICT (stream) DO UPDATE SET finished_at = NULL, tables = %(t)s",
                 {"s": self._group, "t": sorted(ours | set(tables)), "c": request.create},
             )
-            for table in ("seed_chunk", "seed_emptied", "sequences", "progress"):
+            for table in ("seed_chunk", "seed_emptied", "sequences", "table_positions", "progress"):
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (self._group,)
                 )

@@ -8,6 +8,9 @@ already obeyed them.
 Each table's net change is first tried as a set inside a savepoint; where that is not exact it
 is replayed row by row in the source's order (see `writer`). The target need not sync at each commit: the
 journal keeps everything until the progress is flushed (`durable`).
+
+An error that speaks of one table puts that table on hold (see `holds`): the transaction is rolled back, the
+hold is noted, and the next session does the same work without the table.
 """
 
 from __future__ import annotations
@@ -15,19 +18,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
-from castling.errors import TargetDiverged, TargetError, TargetForeign, TargetUnreachable
-from castling.kinds.base import Commit, Piece
+from castling.errors import PartsMoved, TargetError, TargetForeign, TargetUnreachable
+from castling.kinds.base import Commit, Held, Piece
 from castling.kinds.postgres import progress
-from castling.kinds.postgres.changes import Change, coalesce
+from castling.kinds.postgres.changes import coalesce
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.emptied import EmptiedTables
+from castling.kinds.postgres.holds import TablePositions, concerns_table
 from castling.kinds.postgres.large_object_target import LargeObjectTarget
 from castling.kinds.postgres.large_objects import LARGE_OBJECTS_PREFIX
 from castling.kinds.postgres.mapping import Mapping
@@ -79,15 +83,18 @@ class PostgresTarget:
         *,
         seeded: bool = False,
         definitions: DefinitionWatch | None = None,
+        on_error: Literal["hold", "stop"] = "stop",
     ) -> None:
         self._seeded = seeded
         self._group = group
+        self._on_error = on_error
         self._settings = settings
         self._application = application_name(group)
         self._progress = 0
         self._connection: AsyncConnection[Any] | None = None
         self._writer: Writer | None = None
         self._emptied = EmptiedTables(group)
+        self._positions = TablePositions(group)
         self._in_transaction = False
         self._definitions = definitions
         self._looking: asyncio.Task[None] | None = None
@@ -117,6 +124,7 @@ class PostgresTarget:
             await self._sequences.load(connection)
             await self._large_objects.load(connection)
             self._progress = await progress.read(connection, self._group)
+            await self._positions.do_wanted_and_load(connection, self._progress)
         if self._definitions is not None and self._looking is None:
             self._looking = asyncio.create_task(self._definitions.run())
         if self._seeded and not self._progress:
@@ -126,42 +134,67 @@ class PostgresTarget:
                 hint="does the address lead to the database that was copied to? If its copy is gone,"
                 f" `castling group start {self._group} --reseed` makes a new one",
             )
-        return self._progress
+        return self._positions.start(self._progress)
 
     # --- transactions -------------------------------------------------------------------------
 
-    async def _begin(self) -> AsyncConnection[Any]:
+    def _connected(self) -> AsyncConnection[Any]:
         connection = self._connection
         if connection is None or connection.closed:
             raise TargetUnreachable("the connection to the target is gone")
+        return connection
+
+    async def _begin(self) -> AsyncConnection[Any]:
+        connection = self._connected()
         if not self._in_transaction:
             await connection.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED; SET CONSTRAINTS ALL DEFERRED")
             self._in_transaction = True
         return connection
 
     async def apply(self, pieces: Sequence[Piece]) -> None:
-        came: list[Change] = [change for piece in pieces for change in piece.changes]
-        changes = self._emptied.keep(came)
+        changes = self._emptied.keep(self._positions.keep(pieces, self._progress))
         if not changes:
             return
-        with self._explained():
-            await self._begin()
-            assert self._writer is not None
-            await self._writer.write(coalesce(changes))
+        try:
+            with self._explained():
+                await self._begin()
+                assert self._writer is not None
+                await self._writer.write(coalesce(changes))
+        except TargetError as error:
+            await self._hold(error)
+            raise
 
     async def commit(self, commit: Commit) -> None:
         with self._explained():
             connection = await self._begin()
             await self._emptied.settle(connection, commit.offset)
-            await progress.write(connection, self._group, commit.offset, commit.committed_ns)
+            await self._positions.settle(connection, commit.offset, self._progress)
+            if commit.offset > self._progress:  # not while a released table is brought up to it
+                await progress.write(connection, self._group, commit.offset, commit.committed_ns)
             await connection.execute(b"COMMIT")
             self._in_transaction = False
-            self._progress = commit.offset
+            self._progress = max(self._progress, commit.offset)
             self._emptied.committed()
+            self._positions.committed()
+
+    async def _hold(self, error: TargetError) -> None:
+        """Put the table of which an error speaks on hold: PartsMoved. Nothing when that is not the way."""
+        assert self._writer is not None
+        tables, sqlstate = self._writer.at, error.context.get("sqlstate")
+        if self._on_error == "stop" or error.retryable or not tables or not concerns_table(sqlstate):
+            return
+        await self.rollback()
+        told = None if sqlstate is None else str(sqlstate)
+        with self._explained():
+            connection = self._connected()
+            await self._positions.hold(connection, tables, self._progress, str(error), told)
+        names = [str(relation) for relation in tables]
+        raise PartsMoved(f"on hold: {', '.join(names)}: {error}", parts=names) from error
 
     async def rollback(self) -> None:
         connection = self._connection
         self._emptied.rolled_back()
+        self._positions.rolled_back()
         if connection is None or connection.closed or not self._in_transaction:
             return
         self._in_transaction = False
@@ -176,11 +209,21 @@ class PostgresTarget:
         if self._in_transaction:
             return 0  # an open transaction of several parts: ask again after it
         with self._explained():
-            connection = self._connection
-            if connection is None or connection.closed:
-                raise TargetUnreachable("the connection to the target is gone")
+            connection = self._connected()
+            moved = await self._positions.do_wanted(connection, self._progress)
+            if moved:
+                raise PartsMoved(f"as asked for: {', '.join(moved)}", parts=moved)
             await progress.flush(connection)
-        return self._progress
+        return self._positions.pinned(self._progress)
+
+    # --- parts --------------------------------------------------------------------------------
+
+    def held(self) -> list[Held]:
+        return self._positions.held()
+
+    async def give_up(self, part: str) -> None:
+        with self._explained():
+            await self._positions.give_up(self._connected(), part)
 
     async def close(self) -> None:
         looking, self._looking = self._looking, None
@@ -196,7 +239,7 @@ class PostgresTarget:
         """psycopg's errors as ours: what may pass is retryable, the rest names the SQLSTATE."""
         try:
             yield
-        except (TargetDiverged, TargetError):
+        except TargetError:
             raise
         except _RETRY as error:
             raise TargetUnreachable(

@@ -35,7 +35,7 @@ from castling.kinds.postgres.changes import (
 )
 from castling.kinds.postgres.copying import Group, copy_rows, groups_of, keys_of
 from castling.kinds.postgres.mapping import Mapping
-from castling.kinds.postgres.messages import NULL, Row
+from castling.kinds.postgres.messages import NULL, Relation, Row
 from castling.kinds.postgres.statements import (
     COPY_END,
     COPY_START,
@@ -155,6 +155,12 @@ def _shape(group: Group) -> Shape:
     return Shape(group.sent, group.text)
 
 
+def _tables(step: Step) -> tuple[Relation, ...]:
+    if isinstance(step, TruncateStep):
+        return step.truncate.relations
+    return () if isinstance(step, MessageStep) else (step.relation,)
+
+
 class Writer:
     """Statements on one connection. Knows no transactions: its caller opens and ends them."""
 
@@ -172,6 +178,8 @@ class Writer:
         #: steps written as sets, and steps whose set form was not exact and which were replayed
         self.sets = 0
         self.replays = 0
+        #: the tables of the step that is being written: whose error it is
+        self.at: tuple[Relation, ...] = ()
 
     def forget_stages(self) -> None:
         """The transaction that made staging tables was rolled back."""
@@ -189,15 +197,18 @@ class Writer:
             if isinstance(step, MessageStep):
                 await self._write_run(run)
                 run = []
+                self.at = ()
                 await self._hand_over(step.message)
             else:
                 run.append(step)
         await self._write_run(run)
+        self.at = ()
 
     async def _write_run(self, steps: Sequence[Step]) -> None:
         # every table is looked up, and every staging table made, outside of any savepoint
         ready = [await self._prepare(step) for step in steps]
-        for one in ready:
+        for step, one in zip(steps, ready, strict=True):
+            self.at = _tables(step)
             if isinstance(one, _Set):
                 await self._write_set(one)
             elif isinstance(one, TruncateStep):
@@ -207,6 +218,7 @@ class Writer:
 
     async def _prepare(self, step: Step) -> _Set | NetStep | RowStep | TruncateStep:
         assert not isinstance(step, MessageStep)
+        self.at = _tables(step)
         if isinstance(step, TruncateStep):
             for relation in step.truncate.relations:
                 await self._mapping.table(relation)

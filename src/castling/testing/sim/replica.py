@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from castling.errors import SeedFailed, TargetDiverged, TargetUnreachable
-from castling.kinds.base import Commit, Piece
+from castling.kinds.base import Commit, Held, Piece
 from castling.testing.sim.host import SimHost
 from castling.testing.sim.ledger import Row
 
@@ -152,6 +152,12 @@ class LedgerTarget:
     async def durable(self) -> int:
         self._check("target durable")
         return self._replica.durable() or 0
+
+    def held(self) -> Sequence[Held]:
+        return ()  # a ledger is one part
+
+    async def give_up(self, part: str) -> None:
+        raise AssertionError("a ledger has no parts to hold")
 
     async def close(self) -> None:
         self._session = -1

@@ -1,0 +1,232 @@
+"""Tables whose place in the stream is not the stream's: on hold, on the way back, or copied later.
+
+Progress says what the target holds of every table but those noted here. A table on *hold* has everything
+up to its own position and nothing after; its changes are left out until it is *releasing*: then the
+session begins at the oldest such position, every other table leaves out what it has already, and the
+table's position is committed with its changes until it has reached the stream's. A table that is *ahead*
+(copied later than the stream's progress) leaves out what its copy has. A *lost* table was on hold for so
+long that the journal could not keep its changes any more: only a new copy heals it.
+
+One rule tells all of it: a transaction at `offset` is left out of a table whose position lies after it.
+Positions change only in the target's transactions, by the one session that applies; others only say
+what they want (`wanted`), and the session does it between two transactions (see `parts`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from castling.kinds.base import Held, Piece
+from castling.kinds.postgres.changes import Change, Message, Truncate
+from castling.kinds.postgres.lsn import lsn_text, parse_lsn
+from castling.kinds.postgres.messages import Relation
+
+__all__ = ["CREATE_POSITIONS", "Place", "TablePositions", "concerns_table", "due"]
+
+CREATE_POSITIONS = """
+    CREATE TABLE IF NOT EXISTS castling.table_positions (
+        stream text NOT NULL,
+        schema text NOT NULL,
+        name text NOT NULL,
+        state text NOT NULL CHECK (state IN ('live', 'held', 'releasing', 'ahead', 'lost')),
+        lsn pg_lsn NOT NULL DEFAULT '0/0',
+        since timestamptz NOT NULL DEFAULT pg_catalog.now(),
+        reason text NOT NULL DEFAULT '',
+        sqlstate text,
+        wanted text CHECK (wanted IN ('hold', 'release')),
+        PRIMARY KEY (stream, schema, name)
+    );
+"""
+
+#: classes of SQLSTATE that speak of a table or its rows: data, constraints, names and rights, what a
+#: trigger says, damage of an index. Others speak of the server, and every table would be put on hold.
+_OF_A_TABLE = re.compile(r"(0A|21|22|23|27|2F|38|39|42|44|P0|XX)...")
+#: states in which the journal must keep what comes after the position
+_PINNING = ("held", "releasing")
+
+Table = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a table stands. `offset`: the source position up to which it is whole."""
+
+    state: str
+    offset: int
+    since: datetime
+    reason: str
+    sqlstate: str | None
+
+
+def concerns_table(sqlstate: object) -> bool:
+    """Whether an error speaks of the table it came from. One without SQLSTATE is our own judgment."""
+    return sqlstate is None or bool(_OF_A_TABLE.fullmatch(str(sqlstate)))
+
+
+def due(place: Place | None, offset: int, progress: int) -> bool:
+    """Whether a table that stands at `place` still needs a transaction at `offset`. Pure."""
+    if place is None or place.state == "live":
+        return offset >= progress
+    return place.state in ("releasing", "ahead") and offset >= place.offset
+
+
+class TablePositions:
+    """The tables of one stream that are not where the stream is; as of the target's last commit."""
+
+    def __init__(self, stream: str) -> None:
+        self._stream = stream
+        self._places: dict[Table, Place] = {}
+        #: what the open transaction will make of them; None: the table is where the stream is
+        self._next: dict[Table, Place | None] = {}
+
+    async def load(self, connection: AsyncConnection[Any]) -> None:
+        cursor = await connection.execute(
+            "SELECT schema, name, state, lsn::text, since, reason, sqlstate"
+            " FROM castling.table_positions WHERE stream = %s",
+            (self._stream,),
+        )
+        self._places = {
+            (schema, name): Place(state, parse_lsn(lsn), since, reason, sqlstate)
+            for schema, name, state, lsn, since, reason, sqlstate in await cursor.fetchall()
+        }
+        self._next = {}
+
+    def start(self, progress: int) -> int:
+        """Where a session has to begin so that every table gets what it needs."""
+        return min([progress, *(each.offset for each in self._places.values() if each.state == "releasing")])
+
+    def pinned(self, progress: int) -> int:
+        """The position after which the journal must be kept."""
+        return min([progress, *(each.offset for each in self._places.values() if each.state in _PINNING)])
+
+    # --- in a transaction ---------------------------------------------------------------------
+
+    def keep(self, pieces: Sequence[Piece], progress: int) -> list[Change]:
+        """The changes that their tables still need, in order."""
+        if not self._places and all(piece.offset >= progress for piece in pieces):
+            return [change for piece in pieces for change in piece.changes]
+        kept: list[Change] = []
+        for piece in pieces:
+            for change in piece.changes:
+                found = self._kept(change, piece.offset, progress)
+                if found is not None:
+                    kept.append(found)
+        return kept
+
+    def _kept(self, change: Change, offset: int, progress: int) -> Change | None:
+        if isinstance(change, Message):
+            return change if offset >= progress else None
+        if not isinstance(change, Truncate):
+            return change if self._due(change.relation, offset, progress) else None
+        relations = tuple(each for each in change.relations if self._due(each, offset, progress))
+        return Truncate(relations, change.cascade, change.restart_identity) if relations else None
+
+    def _due(self, relation: Relation, offset: int, progress: int) -> bool:
+        return due(self._places.get((relation.schema, relation.name)), offset, progress)
+
+    async def settle(self, connection: AsyncConnection[Any], offset: int, progress: int) -> None:
+        """Before the commit that takes the target to `offset`, in the same transaction: the tables that are
+        on their way are there too; those that have reached the stream are forgotten."""
+        self._next = {}
+        for table, place in self._places.items():
+            if place.state not in ("releasing", "ahead") or offset < place.offset:
+                continue
+            if offset >= progress:
+                self._next[table] = None
+                await connection.execute(
+                    "DELETE FROM castling.table_positions WHERE stream = %s AND schema = %s AND name = %s",
+                    (self._stream, *table),
+                )
+            elif place.state == "releasing":
+                self._next[table] = replace(place, offset=offset)
+                await connection.execute(
+                    "UPDATE castling.table_positions SET lsn = %s::pg_catalog.pg_lsn"
+                    " WHERE stream = %s AND schema = %s AND name = %s",
+                    (lsn_text(offset), self._stream, *table),
+                )
+
+    def committed(self) -> None:
+        for table, place in self._next.items():
+            if place is None:
+                self._places.pop(table, None)
+            else:
+                self._places[table] = place
+        self._next = {}
+
+    def rolled_back(self) -> None:
+        self._next = {}
+
+    # --- between transactions -----------------------------------------------------------------
+
+    async def hold(
+        self,
+        connection: AsyncConnection[Any],
+        tables: Sequence[Relation],
+        progress: int,
+        reason: str,
+        sqlstate: str | None,
+    ) -> None:
+        """Note, in a transaction of its own, that the tables have what they have and nothing after it."""
+        async with connection.transaction():
+            for relation in tables:
+                await connection.execute(
+                    "INSERT INTO castling.table_positions AS t"
+                    " (stream, schema, name, state, lsn, reason, sqlstate)"
+                    " VALUES (%s, %s, %s, 'held', %s::pg_catalog.pg_lsn, %s, %s)"
+                    " ON CONFLICT (stream, schema, name) DO UPDATE SET state = 'held', wanted = NULL,"
+                    " reason = excluded.reason, sqlstate = excluded.sqlstate,"
+                    " since = CASE WHEN t.state = 'live' THEN excluded.since ELSE t.since END,"
+                    " lsn = CASE WHEN t.state = 'live' THEN excluded.lsn ELSE t.lsn END",
+                    (self._stream, relation.schema, relation.name, lsn_text(progress), reason, sqlstate),
+                )
+        await self.load(connection)
+
+    async def do_wanted(self, connection: AsyncConnection[Any], progress: int) -> list[str]:
+        """What others want, done: the tables that it concerned."""
+        cursor = await connection.execute(
+            "UPDATE castling.table_positions SET wanted = NULL,"
+            " since = CASE WHEN state = 'live' THEN pg_catalog.now() ELSE since END,"
+            " lsn = CASE WHEN state = 'live' THEN %s::pg_catalog.pg_lsn ELSE lsn END,"
+            " state = CASE WHEN wanted = 'hold' AND state IN ('live', 'releasing') THEN 'held'"
+            " WHEN wanted = 'release' AND state = 'held' THEN 'releasing' ELSE state END"
+            " WHERE stream = %s AND wanted IS NOT NULL RETURNING schema, name",
+            (lsn_text(progress), self._stream),
+        )
+        return sorted(f"{schema}.{name}" for schema, name in await cursor.fetchall())
+
+    async def do_wanted_and_load(self, connection: AsyncConnection[Any], progress: int) -> None:
+        """For a session that begins: what is wanted, and what is."""
+        await connection.execute(CREATE_POSITIONS.encode())
+        await self.do_wanted(connection, progress)
+        await self.load(connection)
+
+    async def give_up(self, connection: AsyncConnection[Any], part: str) -> None:
+        """The journal does not keep the table's changes any longer."""
+        await connection.execute(
+            "UPDATE castling.table_positions SET state = 'lost', wanted = NULL"
+            " WHERE stream = %s AND schema || '.' || name = %s AND state IN ('held', 'releasing')",
+            (self._stream, part),
+        )
+        await self.load(connection)
+
+    def held(self) -> list[Held]:
+        """For the report: the tables that are behind, oldest first."""
+        found = [
+            Held(
+                part=f"{schema}.{name}",
+                state=place.state,
+                offset=place.offset,
+                since_ns=int(place.since.timestamp() * 1e9),
+                reason=place.reason,
+                sqlstate=place.sqlstate,
+            )
+            for (schema, name), place in self._places.items()
+            if place.state in ("held", "releasing", "lost")
+        ]
+        return sorted(found, key=lambda each: (each.since_ns, each.part))
