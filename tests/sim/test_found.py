@@ -160,6 +160,7 @@ def session_on(place: Place, replica: Replica) -> ApplySession:
         applied=place.host.bell("/a"),
         limits=Limits(),
         memory=1 << 20,
+        hold_bytes=1 << 40,
         figures=Figures(),
     )
 

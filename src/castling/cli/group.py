@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from castling.cli import parts
 from castling.cli.node import Yes
 from castling.cli.output import Result, ask, columns, say
 from castling.cli.session import Session, command
@@ -43,6 +44,7 @@ def register(app: typer.Typer) -> None:
     command(groups, "compare-schema")(_compare_schema)
     command(groups, "copy-unlogged")(_copy_unlogged)
     command(groups, "remove")(_remove)
+    parts.register(groups)
     app.add_typer(groups, name="group")
 
 

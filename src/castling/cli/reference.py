@@ -6,8 +6,8 @@ So a page can't tell of an option, an error or a setting that does not exist.
 
 from __future__ import annotations
 
-import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,20 +228,20 @@ def _default(field: msgspec.structs.FieldInfo, wanted: Any) -> str:
 
 def _field_notes() -> dict[str, dict[str, str]]:
     """The `#:` comments above the fields, by class and field."""
-    source = Path(inspect.getfile(settings)).read_text(encoding="utf-8")
-    lines = source.splitlines()
     found: dict[str, dict[str, str]] = {}
-    for each in ast.parse(source).body:
-        if isinstance(each, ast.ClassDef):
-            notes = found.setdefault(each.name, {})
-            for field in each.body:
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    above: list[str] = []
-                    at = field.lineno - 2
-                    while lines[at].strip().startswith("#:"):
-                        above.insert(0, lines[at].strip()[2:].strip())
-                        at -= 1
-                    notes[field.target.id] = " ".join(above).replace("|", "\\|")
+    notes: dict[str, str] = {}
+    above: list[str] = []
+    for line in Path(inspect.getfile(settings)).read_text(encoding="utf-8").splitlines():
+        begun = re.match(r"class (\w+)", line)
+        field = re.match(r"    (\w+): ", line)
+        if begun:
+            notes = found.setdefault(begun[1], {})
+        if line.startswith("    #:"):
+            above.append(line.strip()[2:].strip())
+            continue
+        if field:
+            notes[field[1]] = " ".join(above).replace("|", "\\|")
+        above = []
     return found
 
 

@@ -63,7 +63,7 @@ _STAGES = ("captured", "hardened", "applied", "released")
 _STATES = "starting, seeding, running, waiting, pausing (starts again soon), stopped, failed, unknown"
 _STREAM = (
     ("backup", "node that holds the copy"),
-    ("state", "that of its worst end, or journal-full"),
+    ("state", "that of its worst end, or journal-full, or on-hold"),
     ("link", "up, down or unknown"),
     ("mode", "async; sync while commits wait for the backup; sync:STATE while they don't"),
     ("nodes", "node of each end, by source, receive, apply"),
@@ -79,6 +79,15 @@ _STREAM = (
     *((f"warnings.*.{key}", text) for key, text in _WARNING),
     ("left_behind", "what belongs to the group but is not carried (unlogged tables, materialized views), a "
      "list; null: not known"),
+    ("holds", "parts (tables) of the target that stand still, oldest first; null: not known yet"),
+    ("holds.*.part", "which, such as public.orders"),
+    ("holds.*.state", "held, releasing or lost (its changes are no longer kept)"),
+    ("holds.*.offset", "source position up to which it is whole"),
+    ("holds.*.since_ns", "since when, ns since 1970"),
+    ("holds.*.age_s", "for how long, seconds"),
+    ("holds.*.reason", "why"),
+    ("holds.*.sqlstate", "the server's code, or null"),
+    ("holds.*.pinned_bytes", "what it keeps of the journal, bytes"),
     ("definitions", "how the target's definitions compare with the source's"),
     ("definitions.differ", "what is not as on the source, by kind and name, a list; null: not known"),
     ("definitions.as_of_ns", "when it was looked at, ns since 1970; null: not known"),
@@ -119,6 +128,15 @@ def _listed(fields: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
 def _done(*words: str) -> tuple[tuple[str, str], ...]:
     return (("group", "name"), ("result", " or ".join(words)))
 
+
+_PARTS = (
+    ("group", "name"),
+    ("action", "hold or release"),
+    ("parts", "the tables that it concerns, a list"),
+    ("parts[].backup", "on which backup"),
+    ("parts[].part", "which, such as public.orders"),
+    ("parts[].result", "asked, already_asked, already_held, already_releasing or not_held"),
+)
 
 RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
     "init": (("result", "initialised or already_initialised"), *_MADE),
@@ -191,6 +209,8 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
         *_FINDINGS,
     ),
     "group stop": _done("stopped", "already_stopped"),
+    "group hold": _PARTS,
+    "group release": _PARTS,
     "group remove": _done("removed", "already_removed"),
     "group status": (*_TREE, ("[]", "without a name: a list of the above")),
     "group watch": (("[]", "one line per look: a list as of group status"),),

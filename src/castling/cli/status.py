@@ -82,6 +82,7 @@ def details(tree: Json) -> str:
             lines += _trouble(stream["backup"], end, stream["ends"][end])
         lines += [line for line in _link_trouble(stream) if line.partition(": ")[2] not in "\n".join(lines)]
         lines += _room(stream)
+        lines += _holds(stream)
         lines += _warnings(stream)
     return "\n".join(lines)
 
@@ -175,6 +176,14 @@ def _room(stream: Json) -> list[str]:
         return []
     left, free = seconds_text(max(0.0, full_in_s)), bytes_text(journal.get("free_bytes"))
     return [f"journal on {stream['backup']}: full in {left} at this rate ({free} free)"]
+
+
+def _holds(stream: Json) -> list[str]:
+    return [
+        f"{hold['part']} on {stream['backup']}: {hold['state']} for {seconds_text(hold['age_s'])},"
+        f" keeps {bytes_text(hold['pinned_bytes'])} of the journal"
+        for hold in stream.get("holds") or ()
+    ]
 
 
 def _warnings(stream: Json) -> list[str]:

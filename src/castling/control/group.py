@@ -6,7 +6,7 @@ Written once, whichever node is asked: each step is done by the node that it con
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from castling.control.access import Caller
@@ -14,6 +14,7 @@ from castling.control.nodes import LocalNode, Node, ask_all
 from castling.control.tree import group_tree, unknown_end
 from castling.errors import AgentUnreachable, CastlingError, NotReplicable, StateError, UsageError
 from castling.groups.topology import capture_node, ends_on, group_settings
+from castling.kinds.base import PartAction
 
 __all__ = ["Groups"]
 
@@ -138,6 +139,14 @@ class Groups:
             changed = await self._desire(group, "stopped", caller, self._nodes(group))
             return {"group": group, "result": "stopped" if changed else "already_stopped"}
 
+    async def move_parts(self, group: str, action: PartAction, parts: list[str], reason: str) -> Json:
+        """Ask for parts (tables, say) of the group to be held or released on every backup."""
+        settings = group_settings(self._local.deployed(), group)
+        async with self._changing:
+            nodes = [self._node(backup) for backup in settings.backups]
+            told = _all(await ask_all(nodes, lambda node: node.move_parts(group, action, parts, reason)))
+        return {"group": group, "action": action, "parts": [each for said in told.values() for each in said]}
+
     async def remove(self, group: str, caller: Caller, without: list[str]) -> Json:
         """Forget the group: slot and publication, progress, journals. The data of both databases stays.
 
@@ -205,7 +214,7 @@ def _told(answers: dict[str, Json | CastlingError]) -> dict[str, Any]:
     return _all(answers)
 
 
-def _all(answers: dict[str, Json | CastlingError] | dict[str, CastlingError | None]) -> dict[str, Any]:
+def _all(answers: Mapping[str, Json | list[Json] | CastlingError | None]) -> dict[str, Any]:
     """Every node's answer; if some have none, the first one's error, saying which others did answer."""
     lost = {name: said for name, said in answers.items() if isinstance(said, CastlingError)}
     for name, error in sorted(lost.items()):

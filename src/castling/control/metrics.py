@@ -39,6 +39,11 @@ def _at(*path: str) -> Callable[[Json], float | None]:
     return read
 
 
+def _oldest_hold(view: Json) -> float | None:
+    holds = view.get("holds")
+    return None if holds is None else max((float(hold["age_s"]) for hold in holds), default=0.0)
+
+
 STREAM_METRICS = (
     Figure(
         "castling_rpo_seconds", "Age of the oldest commit that is not hardened on the backup.", _at("rpo_s")
@@ -52,6 +57,16 @@ STREAM_METRICS = (
         "castling_warnings",
         "What leaves something unprotected, or will stop the stream, without stopping it now.",
         lambda view: float(len(view.get("warnings") or ())),
+    ),
+    Figure(
+        "castling_holds",
+        "Parts (tables) of the target that stand still while the rest goes on.",
+        lambda view: None if view.get("holds") is None else float(len(view["holds"])),
+    ),
+    Figure(
+        "castling_oldest_hold_seconds",
+        "How long the oldest of them has been standing; 0 when there is none.",
+        _oldest_hold,
     ),
     Figure(
         "castling_stream_running",

@@ -29,7 +29,7 @@ from castling.control.supervisor import Supervisor
 from castling.control.tree import end_view
 from castling.errors import CastlingError, LinkForeign, NotInitialised, StateError
 from castling.groups.topology import End, EndName, end_paths, ends_on, group_settings, streams
-from castling.kinds.base import Finding, Stream
+from castling.kinds.base import Finding, PartAction, Stream
 from castling.link.authority import name_of_authority
 from castling.observe import read_report
 
@@ -74,6 +74,9 @@ class Node(Protocol):
 
     async def compare_schema(self, group: str) -> list[Json]:
         """How definitions differ between the ends of every stream, as findings."""
+
+    async def move_parts(self, group: str, action: PartAction, parts: list[str], reason: str) -> list[Json]:
+        """Ask the group's apply on this node to hold or release parts: `backup`, `part`, `result` each."""
 
     async def forget_kind(self, group: str, without: list[str]) -> None:
         """Remove what the kind left on sources, and on targets but those of the nodes in `without`."""
@@ -227,6 +230,16 @@ class LocalNode:
             raise StateError(f"the check took longer than {CHECK_S:.0f} s") from None
         return found
 
+    async def move_parts(self, group: str, action: PartAction, parts: list[str], reason: str) -> list[Json]:
+        config = self.deployed()
+        kind = kinds.load(group_settings(config, group).kind)
+        found: list[Json] = []
+        for stream in streams(config, group):
+            if stream.backup == self.name:
+                moved = await kind.move_parts(stream, action, parts, reason)
+                found += [{"backup": stream.backup, **each} for each in moved]
+        return found
+
     async def forget_kind(self, group: str, without: list[str]) -> None:
         config = self.deployed()
         kind = kinds.load(group_settings(config, group).kind)
@@ -294,6 +307,11 @@ class RemoteNode:
     async def compare_schema(self, group: str) -> list[Json]:
         path = f"/v1/node/groups/{group}/compare-schema"
         found: list[Json] = await self._call("POST", path, None, CHECK_S + QUICK_S)
+        return found
+
+    async def move_parts(self, group: str, action: PartAction, parts: list[str], reason: str) -> list[Json]:
+        body = {"action": action, "parts": parts, "reason": reason}
+        found: list[Json] = await self._call("POST", f"/v1/node/groups/{group}/parts", body, SLOW_S)
         return found
 
     async def forget_kind(self, group: str, without: list[str]) -> None:

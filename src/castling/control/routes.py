@@ -124,6 +124,12 @@ class NodeDeployBody(msgspec.Struct, forbid_unknown_fields=True):
     by: str
 
 
+class PartsBody(msgspec.Struct, forbid_unknown_fields=True):
+    action: Literal["hold", "release"]
+    parts: list[str]
+    reason: str = ""
+
+
 class ForgetBody(msgspec.Struct, forbid_unknown_fields=True):
     without: list[str]
 
@@ -237,6 +243,11 @@ async def _stop(services: Services, call: Call) -> Any:
     return await services.groups.stop(call.names["group"], call.caller)
 
 
+async def _parts(services: Services, call: Call) -> Any:
+    body = call.body
+    return await services.groups.move_parts(call.names["group"], body.action, body.parts, body.reason)
+
+
 async def _remove(services: Services, call: Call) -> Any:
     without = [name for name in call.query.get("without", "").split(",") if name]
     return await services.groups.remove(call.names["group"], call.caller, without)
@@ -279,6 +290,11 @@ async def _node_compare_schema(services: Services, call: Call) -> Any:
     return await services.local.compare_schema(call.names["group"])
 
 
+async def _node_parts(services: Services, call: Call) -> Any:
+    body = call.body
+    return await services.local.move_parts(call.names["group"], body.action, body.parts, body.reason)
+
+
 async def _node_forget_kind(services: Services, call: Call) -> Any:
     return await services.local.forget_kind(call.names["group"], call.body.without)
 
@@ -314,6 +330,7 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/groups/{group}/start", _OPERATOR, _start),
     Endpoint("POST", "/v1/groups/{group}/reseed", _ADMIN, _reseed),
     Endpoint("POST", "/v1/groups/{group}/stop", _OPERATOR, _stop),
+    Endpoint("POST", "/v1/groups/{group}/parts", _OPERATOR, _parts, PartsBody),
     Endpoint("DELETE", "/v1/groups/{group}", _ADMIN, _remove),
     Endpoint("GET", "/v1/events", _VIEWER, _events),
     Endpoint("GET", "/v1/audit", _ADMIN, _audit),
@@ -324,6 +341,7 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/node/groups/{group}/check", Access.NODE, _node_check),
     Endpoint("POST", "/v1/node/groups/{group}/copy-unlogged", Access.NODE, _node_copy_unlogged),
     Endpoint("POST", "/v1/node/groups/{group}/compare-schema", Access.NODE, _node_compare_schema),
+    Endpoint("POST", "/v1/node/groups/{group}/parts", Access.NODE, _node_parts, PartsBody),
     Endpoint("POST", "/v1/node/groups/{group}/forget-kind", Access.NODE, _node_forget_kind, ForgetBody),
     Endpoint("POST", "/v1/node/groups/{group}/forget", Access.NODE, _node_forget),
 )

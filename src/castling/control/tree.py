@@ -21,6 +21,7 @@ STATES = (
     "failed",
     "journal-full",
     "unknown",
+    "on-hold",
     "pausing",
     "seeding",
     "waiting",
@@ -88,6 +89,9 @@ def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> 
     states = [str(end["state"]) for end in found.values()]
     if receive["state"] == "running" and (receive.get("link") or {}).get("state") == "journal-full":
         states.append("journal-full")
+    holds = apply.get("holds")
+    if holds:
+        states.append("on-hold")
     return {
         "backup": backup,
         "state": _worst(states),
@@ -102,7 +106,8 @@ def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> 
         "beside": _beside(found),
         "left_behind": (found[EndName.SOURCE].get("capture") or {}).get("left_behind"),
         "definitions": _definitions(found),
-        "warnings": _warnings(found),
+        "holds": holds,
+        "warnings": _warnings(found) + [_held(hold) for hold in holds or ()],
         "ends": {str(name): end for name, end in found.items()},
     }
 
@@ -112,6 +117,18 @@ def _warnings(ends: dict[EndName, Report]) -> list[Report]:
     parts = [end.get(part) or {} for end in ends.values() for part in ("capture", "target")]
     parts += ends.values()
     return [warning for part in parts for warning in part.get("warnings") or ()]
+
+
+def _held(hold: Report) -> Report:
+    lost = hold["state"] == "lost"
+    way = "can come back by a new copy only" if lost else "stands still"
+    return {
+        "code": "part-lost" if lost else "part-on-hold",
+        "message": f"{hold['part']} {way}: {hold['reason']}",
+        "hint": "`castling group start GROUP --reseed`, or exclude it"
+        if lost
+        else "mend the cause on the target, then `castling group release GROUP`",
+    }
 
 
 def _beside(ends: dict[EndName, Report]) -> Report:
