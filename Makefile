@@ -8,7 +8,7 @@ SEEDS  ?= 10000
 START  ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sim test-faults test-mutants bench-postgres docs lock clean
+.PHONY: help setup servers demo test lint sim test-faults test-mutants bench-postgres docs lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -31,7 +31,10 @@ setup: $(VENV)/.built ## a virtual environment with what the lock file names
 demo: setup ## two nodes, real servers, faults on purpose, and the proof (ARGS="--report FILE")
 	$(BIN)/castling demo $(ARGS)
 
-test: setup lint ## lint, then every test but the long runs
+servers:
+	@.ci/debian-servers
+
+test: setup servers lint ## lint, then every test but the long runs
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: setup ## ruff, mypy strict, import layers
@@ -43,7 +46,7 @@ lint: setup ## ruff, mypy strict, import layers
 sim: setup ## simulate SEEDS whole groups in virtual time
 	$(BIN)/python -m castling.testing.sim --seeds $(SEEDS) --start $(START) $(ARGS)
 
-test-faults: setup ## at least 200 random faults on real servers
+test-faults: setup servers ## at least 200 random faults on real servers
 	$(BIN)/python -m pytest -m faults tests/real $(ARGS)
 
 test-mutants: setup ## broken builds that the tests must notice

@@ -48,7 +48,8 @@ def wait_for(condition: Callable[[], bool], what: str, *, within_s: float = 60.0
 class Cluster:
     """`group`: keys of the group's table in castling.toml, e.g. {"delivery": "sync"}; values as in TOML
     (nested tables as dictionaries). `parent`: where its folder is made; servers run as another user, so
-    everybody must be able to pass through. `direct`: the link does not pass through the proxy."""
+    everybody must be able to pass through. `direct`: the link does not pass through the proxy. `bins`: the
+    programs of a node's server, where they are not the embedded ones."""
 
     def __init__(
         self,
@@ -58,14 +59,21 @@ class Cluster:
         server_settings: dict[str, str] | None = None,
         parent: Path | None = None,
         direct: bool = False,
+        bins: dict[str, Path] | None = None,
     ) -> None:
+        bins = bins or {}
         self._direct = direct
         self.database = database
         self._group = {"seed": {"schema": "create"}} | (group or {})
         self.folder = Path(tempfile.mkdtemp(prefix="castling-cluster-", dir=parent or "/tmp"))
         self.folder.chmod(0o755)
         self.servers = {
-            name: EmbeddedServer(self.folder / f"postgres-{name}", name=name, settings=server_settings)
+            name: EmbeddedServer(
+                self.folder / f"postgres-{name}",
+                name=name,
+                bin_folder=bins.get(name),
+                settings=server_settings,
+            )
             for name in NODES
         }
         self.homes = {name: self.folder / name for name in NODES}

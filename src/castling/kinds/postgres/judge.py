@@ -226,6 +226,8 @@ def judge_target(
             )
         )
     create = settings.seed.schema == "create" and not seeded
+    if create and target.version < 180000:
+        found += _judge_virtual(source)
     for table in source:
         name = str(table)
         there = target.tables.get(name)
@@ -250,6 +252,21 @@ def judge_target(
         else:
             found += _judge_columns(table, there)
     return found
+
+
+def _judge_virtual(source: list[Table]) -> list[Finding]:
+    """Definitions that an older target can't have."""
+    return [
+        refused(
+            str(table),
+            "column-virtual",
+            f"column {column.name} is a virtual generated one, which PostgreSQL has since version 18",
+            'create the table on the target, with a stored one or none; seed.schema = "expect"',
+        )
+        for table in source
+        for column in table.columns
+        if column.generated == "v"
+    ]
 
 
 def _judge_columns(source: Table, target: Table) -> list[Finding]:

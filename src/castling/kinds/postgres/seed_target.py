@@ -6,9 +6,7 @@ broke off is told from rows that somebody else put there: only the former are ev
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,7 +14,6 @@ from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
 from castling.errors import (
-    SeedFailed,
     StateError,
     TargetError,
     TargetForeign,
@@ -30,14 +27,13 @@ from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.holds import CREATE_POSITIONS
 from castling.kinds.postgres.lsn import lsn_text
 from castling.kinds.postgres.seed_again import drop_of_roots
+from castling.kinds.postgres.seed_archive import SeedArchive
 from castling.kinds.postgres.seed_plan import Begin, Chunk, Finish, Schema, decode_request
 from castling.kinds.postgres.sequence_target import CREATE_SEQUENCES
 from castling.kinds.postgres.statements import quoted
-from castling.kinds.postgres.tools import find_tool, run_tool
 
 __all__ = ["PostgresSeedTarget"]
 
-_ARCHIVE_MAX = 256 << 20
 
 _STATE = """
     CREATE SCHEMA IF NOT EXISTS castling;
@@ -65,9 +61,8 @@ class PostgresSeedTarget:
         self._settings = settings
         self._postgres_bin = postgres_bin
         self._begun: Begin | None = None
-        self._archive: Path | None = None
-        self._owners = False
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._archive: SeedArchive | None = None
+        self._version = 0
 
     async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes:
         request = decode_request(meta)
@@ -113,6 +108,7 @@ class PostgresSeedTarget:
         what it stands for is thrown away."""
         connection = await self._connect(durable=True)
         try:
+            self._version = connection.info.server_version
             await self._is_not_the_source(connection, request)
             await progress.end_sessions(connection, self._group)
             await connection.execute(
@@ -192,18 +188,15 @@ class PostgresSeedTarget:
     # --- definitions --------------------------------------------------------------------------
 
     async def _definitions(self, request: Schema, body: AsyncIterator[bytes]) -> bytes:
-        parts, size = [], 0
-        async for chunk in body:
-            size += len(chunk)
-            if size > _ARCHIVE_MAX:
-                raise SeedFailed(f"the definitions are larger than {_ARCHIVE_MAX >> 20} MiB")
-            parts.append(chunk)
-        self._folder = tempfile.TemporaryDirectory(prefix="castling-")
-        self._owners = request.owners
-        self._archive = Path(self._folder.name) / "definitions"
-        self._archive.write_bytes(b"".join(parts))
+        self._archive = SeedArchive(
+            self._settings,
+            postgres_bin=self._postgres_bin,
+            versions=(request.server_version, self._version),
+            owners=request.owners,
+        )
+        await self._archive.receive(body)
         if not await self._tables_exist():
-            await self._restore("pre-data", request.server_version)
+            await self._archive.restore("pre-data")
         return b""
 
     async def _tables_exist(self) -> bool:
@@ -221,27 +214,6 @@ class PostgresSeedTarget:
             return bool(row and row[0])
         finally:
             await connection.close()
-
-    async def _contents(self, server_version: int) -> bytes:
-        program = find_tool("pg_restore", server_version=server_version, configured=self._postgres_bin)
-        return await run_tool(
-            program, "--section=post-data", "--list", str(self._archive), settings=self._settings
-        )
-
-    async def _restore(self, section: str, server_version: int, *options: str) -> None:
-        program = find_tool("pg_restore", server_version=server_version, configured=self._postgres_bin)
-        assert self._archive is not None
-        await run_tool(
-            program,
-            f"--section={section}",
-            *([] if self._owners else ["--no-owner", "--no-privileges"]),
-            "--single-transaction",
-            *options,
-            "--dbname",
-            self._settings.dbname,
-            str(self._archive),
-            settings=self._settings,
-        )
 
     async def _note(self, change: str) -> None:
         connection = await self._connect(durable=True)
@@ -283,8 +255,8 @@ class PostgresSeedTarget:
         try:
             if self._archive is not None:
                 # a copy that broke off here before has left the same indexes and constraints
-                await drop_of_roots(connection, await self._contents(request.server_version))
-                await self._restore("post-data", request.server_version, "--clean", "--if-exists")
+                await drop_of_roots(connection, await self._archive.contents("post-data"))
+                await self._archive.restore("post-data", "--clean", "--if-exists")
             for schema, name in self._begun.tables:
                 await connection.execute(f"ANALYZE {quoted(schema)}.{quoted(name)}".encode())
             for schema, name, until in request.emptied:
@@ -303,7 +275,6 @@ class PostgresSeedTarget:
         return b""
 
     async def close(self) -> None:
-        self._archive = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._archive is not None:
+            self._archive.close()
+            self._archive = None
