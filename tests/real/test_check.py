@@ -272,6 +272,15 @@ async def test_a_table_that_is_refused_is_not_said_to_be_changed(pair: Pair) -> 
     assert [code for object_, code in await _check(pair) if object_ == "public.t"] == ["no-columns"]
 
 
+@pytest.mark.parametrize("first", ["", "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (500);"])
+async def test_a_partitioned_table_without_a_key_is_refused_beforehand(pair: Pair, first: str) -> None:
+    """Its next partition would have no identity, and once published refuse the source's own updates."""
+    pair.source(f"CREATE TABLE p (id int) PARTITION BY RANGE (id); {first}")
+    found = await _check(pair)
+    assert ("public.p", "partitions-unfit") in _refused(found)
+    assert ("public.p", "sets-identity-full") not in found
+
+
 async def test_a_partitioned_table_is_as_large_as_its_partitions(pair: Pair) -> None:
     pair.source(
         "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);"

@@ -167,9 +167,10 @@ def judge_table(
         found.append(refused(name, "no-columns", "has no columns", exclude))
     if found:
         return found  # nothing will be done to it
-    if not table.has_identity:
+    is_plain = table.kind == "r"  # of a partitioned table its partitions decide: see partition_problems
+    if is_plain and not table.has_identity:
         found.append(_judge_identity(table, (activity or {}).get(table.oid)))
-    if table.identity == "f" or not table.has_identity:
+    if table.identity == "f" or (is_plain and not table.has_identity):
         found.append(
             warning(
                 name,

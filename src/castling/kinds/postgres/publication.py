@@ -22,8 +22,17 @@ from castling.errors import ContinuityLost, NotReplicable, SeedFailed
 from castling.kinds.postgres.catalog import Table, is_chosen, read_tables
 from castling.kinds.postgres.session import RESEED, Published, created_comment
 
-__all__ = ["ensure_publication", "note_beginning", "partitions_of", "published", "read_published"]
+__all__ = [
+    "ensure_publication",
+    "note_beginning",
+    "partition_problems",
+    "partitions_of",
+    "published",
+    "read_published",
+]
 
+_KEY = "give it a primary key, or exclude it"
+_WHOLE = "exclude the table and include the partitions that are wanted, or include it whole"
 #: how long production may be kept waiting for a lock that an ALTER TABLE needs, seconds
 _LOCK_TIMEOUT_S = 5
 
@@ -44,25 +53,32 @@ def partitions_of(root: Table, tables: list[Table]) -> list[Table]:
     return [table for table in tables if table.kind != "p" and str(root) in table.ancestors]
 
 
+def partition_problems(
+    tables: list[Table], everything: list[Table], settings: GroupSettings
+) -> list[tuple[Table, str, str]]:
+    """Why partitioned tables among `tables` can't be published: root, reason, way out. Pure."""
+    found = []
+    for root in tables:
+        parts = partitions_of(root, everything)
+        if root.kind == "p" and not parts and not root.has_identity:
+            found.append((root, "has no usable key: its first partition would refuse updates", _KEY))
+        for part in parts:
+            if part.kind != "r" or part.persistence != "p":
+                found.append((root, f"has a partition, {part}, that is foreign or unlogged", "exclude it"))
+            elif not is_chosen(part, settings):
+                found.append((root, f"has a partition, {part}, that is excluded", _WHOLE))
+            elif not part.has_identity:
+                reason = f"has no usable key ({part}): the next partition that is made would refuse updates"
+                found.append((root, reason, _KEY))
+                break
+    return found
+
+
 def _needing_identity(tables: list[Table], everything: list[Table], settings: GroupSettings) -> list[Table]:
     """The tables to give REPLICA IDENTITY FULL. NotReplicable where that would not last."""
-    found = [table for table in tables if table.kind == "r" and not table.has_identity]
-    for root in tables:
-        for part in partitions_of(root, everything):
-            if part.kind != "r" or part.persistence != "p":
-                raise NotReplicable(f"{part}, a partition of {root}, is foreign or unlogged")
-            if not is_chosen(part, settings):
-                raise NotReplicable(
-                    f"{part} is excluded, but it is a partition of {root}, which is not",
-                    hint=f"exclude {root} and include the partitions that are wanted, or include it whole",
-                )
-            if not part.has_identity:
-                raise NotReplicable(
-                    f"{part}, a partition of {root}, has no usable key: once published, the next partition"
-                    " that is made would refuse updates",
-                    hint=f"give {root} a primary key, or exclude it",
-                )
-    return found
+    for root, reason, hint in partition_problems(tables, everything, settings):
+        raise NotReplicable(f"{root} {reason}", hint=hint)
+    return [table for table in tables if table.kind == "r" and not table.has_identity]
 
 
 async def ensure_publication(

@@ -1,0 +1,10 @@
+INSERT INTO generated (a, name) VALUES (NULL, NULL), (7, 'x');
+INSERT INTO generated (id, a) OVERRIDING SYSTEM VALUE VALUES (1000, 1);
+UPDATE generated SET a = a + 1, name = DEFAULT WHERE id > 10;
+UPDATE dropped SET v = v || '!', late = late || 9 WHERE id % 2 = 0;
+UPDATE dropped SET id = id + 100, gone = 'new' WHERE id % 3 = 0;
+DELETE FROM dropped WHERE id = 5;
+UPDATE reordered SET a = -a, c = NULL WHERE id < 10; INSERT INTO reordered VALUES (100, 1, 'x', 2.50); DELETE FROM reordered WHERE id = 15;
+INSERT INTO extended_there VALUES (100, 1); UPDATE extended_there SET a = 0 WHERE id < 5; DELETE FROM extended_there WHERE id = 6; UPDATE extended_there SET id = 200 WHERE id = 7;
+UPDATE only_key SET id = id + 100 WHERE id > 10; DELETE FROM only_key WHERE id = 3; INSERT INTO only_key VALUES (5000);
+UPDATE four_keys SET c = c + 1 WHERE a < 5; UPDATE four_keys SET d = d + 100, b = 'n' || a WHERE a > 15; DELETE FROM four_keys WHERE a = 10;

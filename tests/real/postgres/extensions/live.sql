@@ -1,0 +1,10 @@
+UPDATE extended SET h = h || 'new=>"ü"', c = upper(c::text)::public.citext, l = l || 'x', cu = '(9,9)';
+UPDATE by_citext SET c = 'ONE', n = 10 WHERE c = 'one';
+BEGIN;
+DELETE FROM by_citext WHERE c = 'two';
+INSERT INTO by_citext VALUES ('two', 22);
+UPDATE by_citext SET c = 'Two' WHERE c = 'TWO';
+COMMIT;
+UPDATE by_ltree SET l = l || 'z' WHERE n > 1;
+INSERT INTO by_ltree VALUES ('a.b', 4);
+DELETE FROM by_ltree WHERE l = 'a';

@@ -1,0 +1,6 @@
+DELETE FROM parent WHERE id % 5 = 0;
+UPDATE parent SET id = id + 1000 WHERE id < 5;
+BEGIN; INSERT INTO parent VALUES (50, 500); INSERT INTO child VALUES (500, 50); COMMIT;
+DELETE FROM child WHERE id IN (SELECT best FROM parent WHERE id BETWEEN 6 AND 9);
+DELETE FROM tree WHERE id = 3;
+UPDATE tree SET up = NULL WHERE id IN (4, 5);

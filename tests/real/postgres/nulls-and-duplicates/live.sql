@@ -1,0 +1,10 @@
+DELETE FROM heap WHERE ctid = (SELECT min(ctid) FROM heap WHERE a IS NULL);
+DELETE FROM heap WHERE ctid IN (SELECT ctid FROM heap WHERE a = 1 ORDER BY ctid LIMIT 5);
+UPDATE heap SET b = 'same' WHERE ctid IN (SELECT ctid FROM heap WHERE a = 2 ORDER BY ctid LIMIT 5);
+BEGIN; INSERT INTO heap VALUES (9, 'x', NULL), (9, 'x', NULL); DELETE FROM heap WHERE ctid = (SELECT max(ctid) FROM heap WHERE a = 9); UPDATE heap SET a = NULL WHERE a = 9; COMMIT;
+UPDATE heap SET c = c;
+UPDATE by_index SET c = 'x' WHERE a % 2 = 0;
+UPDATE by_index SET a = a + 1000, c = c || 'y' WHERE a % 3 = 0;
+DELETE FROM by_index WHERE a % 7 = 0;
+UPDATE one_column SET v = COALESCE(v, 'was null') WHERE ctid IN (SELECT ctid FROM one_column LIMIT 7);
+DELETE FROM one_column WHERE ctid IN (SELECT ctid FROM one_column WHERE v = '1' LIMIT 3);

@@ -1,0 +1,13 @@
+UPDATE toasted SET small = small + 1;
+UPDATE toasted SET id = id + 1000 WHERE id <= 10;
+UPDATE toasted SET id = id + 1000, small = 0 WHERE id > 1000;
+BEGIN; UPDATE toasted SET big = 'short' WHERE id = 20; UPDATE toasted SET small = 5 WHERE id = 20; UPDATE toasted SET id = 5000 WHERE id = 20; COMMIT;
+BEGIN; DELETE FROM toasted WHERE id = 21; INSERT INTO toasted SELECT 21, 1, repeat('n', 9000), '\x00', NULL; UPDATE toasted SET small = 2 WHERE id = 21; COMMIT;
+BEGIN; UPDATE toasted SET id = 6000 WHERE id = 22; UPDATE toasted SET doc = '{}' WHERE id = 6000; UPDATE toasted SET id = 22 WHERE id = 6000; COMMIT;
+BEGIN; UPDATE toasted SET id = 7000 WHERE id = 23; UPDATE toasted SET id = 23 WHERE id = 24; UPDATE toasted SET id = 24 WHERE id = 7000; COMMIT;
+UPDATE toasted SET bigger = bigger || '\xff', small = NULL WHERE id = 25;
+DELETE FROM toasted WHERE id % 6 = 0;
+UPDATE toasted_whole SET n = n + 100 WHERE ctid IN (SELECT ctid FROM toasted_whole LIMIT 4);
+DELETE FROM toasted_whole WHERE ctid IN (SELECT ctid FROM toasted_whole ORDER BY ctid LIMIT 2);
+UPDATE toasted_key SET v = v + 1;
+UPDATE toasted_key SET k = k || 'x' WHERE v > 5;

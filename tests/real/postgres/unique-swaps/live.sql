@@ -1,0 +1,11 @@
+BEGIN; UPDATE swaps SET u = -1 WHERE id = 1; UPDATE swaps SET u = 1 WHERE id = 2; UPDATE swaps SET u = 2 WHERE id = 1; COMMIT;
+UPDATE swaps SET d = 41 - d;
+BEGIN; UPDATE swaps SET t = 'tmp' WHERE id = 3; UPDATE swaps SET t = 't3' WHERE id = 4; UPDATE swaps SET t = 't4' WHERE id = 5; UPDATE swaps SET t = 't5' WHERE id = 3; COMMIT;
+DELETE FROM swaps WHERE id = 10; INSERT INTO swaps VALUES (100, 10, 31, 't10'); UPDATE swaps SET u = 1000 WHERE id = 100; UPDATE swaps SET u = 10 WHERE id = 11;
+BEGIN; DELETE FROM swaps WHERE id IN (12, 13); INSERT INTO swaps VALUES (12, 13, 28, 't13'), (13, 12, 29, 't12'); COMMIT;
+BEGIN; UPDATE swaps SET id = 2000 WHERE id = 14; UPDATE swaps SET id = 14 WHERE id = 15; UPDATE swaps SET id = 15 WHERE id = 2000; COMMIT;
+UPDATE keyswaps SET id = 11 - id;
+BEGIN; UPDATE ring SET next = -next; UPDATE ring SET next = (-next) % 10 + 1; COMMIT;
+BEGIN; UPDATE partial SET active = false WHERE id = 1; UPDATE partial SET active = true WHERE id = 11; UPDATE partial SET v = v + 100 WHERE id = 11; COMMIT;
+BEGIN; DELETE FROM excluded WHERE id = 1; UPDATE excluded SET r = '[15,30)' WHERE id = 2; INSERT INTO excluded VALUES (20, '[10,15)'); COMMIT;
+UPDATE excluded SET r = int4range(lower(r) + 1000, upper(r) + 1000);

@@ -1,0 +1,8 @@
+CREATE TABLE swaps (id int PRIMARY KEY, u int UNIQUE, d int UNIQUE DEFERRABLE INITIALLY DEFERRED, t text UNIQUE);
+CREATE TABLE keyswaps (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v int);
+ALTER TABLE keyswaps REPLICA IDENTITY FULL;
+CREATE TABLE ring (id int PRIMARY KEY, next int UNIQUE);
+CREATE TABLE partial (id int PRIMARY KEY, v int, active bool);
+CREATE UNIQUE INDEX ON partial (v) WHERE active;
+CREATE UNIQUE INDEX ON partial ((v % 1000), id);
+CREATE TABLE excluded (id int PRIMARY KEY, r int4range, EXCLUDE USING gist (r WITH &&));

@@ -1,0 +1,200 @@
+"""The corpus of hard cases, a folder each, between versions, live and from a backlog.
+
+    postgres/CASE/schema.sql   tables, in a schema of the case's name
+    postgres/CASE/before.sql   rows that the first copy takes
+    postgres/CASE/target.sql   what is then made otherwise on the target (optional)
+    postgres/CASE/live.sql     the transactions that are replicated
+    postgres/CASE/case.toml    needs: oldest source version; extra: tables with more columns on the target
+
+psql runs them, as a person would. Live: every source transaction is a target transaction, applied one by
+one. From a backlog: all in one, or a few. Both with sessions that are terminated in the middle. In the end an
+independent comparison of every table, and of the definitions.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.real.apply_cast import Follower
+from tests.real.pg_cast import BulkTo, Pair, database_pair
+
+from castling.apply.schedule import Limits
+from castling.config import SeedSettings
+from castling.errors import TargetUnreachable
+from castling.kinds.base import Severity
+from castling.kinds.postgres.kind import KIND
+from castling.kinds.postgres.target import PostgresTarget
+from castling.testing.compare import compare
+from castling.testing.servers import EmbeddedServer
+
+CASES = sorted(path for path in (Path(__file__).parent / "postgres").iterdir() if path.is_dir())
+EXTENSIONS = ("hstore", "citext", "ltree", "cube", "seg", "isn")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    folder: Path
+    needs: int = 0
+    extra: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def _case(folder: Path) -> Case:
+    settings = folder / "case.toml"
+    found = tomllib.loads(settings.read_text()) if settings.exists() else {}
+    return Case(folder, found.get("needs", 0), tuple(found.get("extra", ())))
+
+
+def _run(server: EmbeddedServer, database: str, case: Case, script: str) -> None:
+    """The script by psql, in the case's schema; any error ends the test."""
+    path = case.folder / f"{script}.sql"
+    if not path.exists():
+        return
+    done = subprocess.run(
+        [
+            *(str(server.bin / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null"),
+            *("-c", f'SET search_path = "{case.name}", public', "-f", str(path), server.dsn(database)),
+        ],
+        env={"PATH": "/usr/bin:/bin", "PGCLIENTENCODING": "UTF8"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{case.name}/{script}.sql: {done.stderr}"
+
+
+@pytest.fixture(scope="module", params=["18 to 18", "15 to 18", "18 to 15"])
+def servers(request: pytest.FixtureRequest, bin15: Path) -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
+    source, _, target = request.param.partition(" to ")
+    made = [
+        EmbeddedServer(
+            name=f"corpus{number}",
+            bin_folder=bin15 if version == "15" else None,
+            settings={"max_prepared_transactions": "20"},
+        )
+        for number, version in enumerate((source, target))
+    ]
+    with made[0] as east, made[1] as west:
+        yield east, west
+
+
+class _Dying(PostgresTarget):
+    """Its server session is terminated before a chosen statement."""
+
+    def __init__(self, follower: Follower, chance: random.Random) -> None:
+        super().__init__(follower.stream.group, follower.stream.settings.databases["west"])
+        self._west = follower.pair.west
+        self._left = chance.randrange(20, 400)
+
+    async def open(self) -> int:
+        progress = await super().open()
+        connection = self._connection
+        assert connection is not None
+        execute = connection.execute
+
+        async def dying(query: Any, *arguments: Any, **how: Any) -> Any:
+            self._left -= 1
+            if self._left == 0:
+                self._west.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    f" WHERE application_name = '{self._application}'"
+                )
+            return await execute(query, *arguments, **how)
+
+        connection.execute = dying  # type: ignore[method-assign]
+        return progress
+
+
+async def _apply_through_deaths(follower: Follower, limits: Limits) -> int:
+    chance, deaths = random.Random(7), 0
+    while deaths < 300:
+        try:
+            mortal = deaths < 5
+            await follower.apply(limits=limits, target=(lambda: _Dying(follower, chance)) if mortal else None)
+        except TargetUnreachable:
+            deaths += 1
+            continue
+        return deaths
+    raise AssertionError("it never got to the end")
+
+
+async def _seeded(follower: Follower) -> None:
+    source, target = KIND.seed_source(follower.stream), KIND.seed_target(follower.stream)
+    try:
+        await source.begin()
+        await source.run(BulkTo(target))
+    finally:
+        await source.close()
+        await target.close()
+
+
+def _own_columns(pair: Pair, case: Case) -> list[tuple[str, Any, Any]]:
+    """The rows of tables that have more columns on the target, by the columns of the source."""
+    found = []
+    for table in case.extra:
+        columns = ", ".join(
+            str(row[0])
+            for row in pair.source(
+                "SELECT quote_ident(attname) FROM pg_attribute WHERE attnum > 0 AND NOT attisdropped"
+                f""" AND attrelid = '"{case.name}"."{table}"'::regclass ORDER BY attname"""
+            )
+        )
+        rows = f'SELECT ROW({columns})::text FROM "{case.name}"."{table}" ORDER BY 1'
+        found.append((table, pair.source(rows), pair.target(rows)))
+    return found
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("changes", [1, 50_000], ids=["live", "backlog"])
+async def test_every_hard_case(
+    servers: tuple[EmbeddedServer, EmbeddedServer], tmp_path: Path, changes: int
+) -> None:
+    east, west = servers
+    with database_pair(east, west, tmp_path) as pair:
+        version = int(str(east.execute("SHOW server_version_num")[0][0]))
+        cases = [case for case in map(_case, CASES) if version >= case.needs]
+        for number in range(5):  # so that no type has the same identifier on both sides
+            pair.target(f"CREATE TYPE other_{number} AS ENUM ('x')")
+        pair.source("; ".join(f"CREATE EXTENSION {name}" for name in EXTENSIONS))
+        for case in cases:
+            pair.source(f'CREATE SCHEMA "{case.name}"')
+            _run(east, pair.name, case, "schema")
+            _run(east, pair.name, case, "before")
+        follower = Follower(pair, seed=SeedSettings(schema="create", chunk_rows=200))
+        refused = [each for each in await KIND.check(follower.stream) if each.severity is Severity.REFUSED]
+        assert refused == []
+        await _seeded(follower)
+        for case in cases:
+            _run(west, pair.name, case, "target")
+        for case in cases:
+            _run(east, pair.name, case, "live")
+        await follower.capture()
+        deaths = await _apply_through_deaths(follower, Limits(changes=changes))
+        assert deaths > 0, "nothing has died"
+        extra = {f'"{case.name}".{table}' for case in cases for table in case.extra}
+        found = compare(east.dsn(pair.name), west.dsn(pair.name))
+        differing = [
+            each
+            for each in found.differences
+            if each.table.replace('"', "") not in {name.replace('"', "") for name in extra}
+        ]
+        assert differing == [] and found.tables > 60
+        for case in cases:
+            for table, here, there in _own_columns(pair, case):
+                assert here == there, f"{case.name}.{table}"
+        with psycopg.connect(west.dsn(pair.name)) as connection:
+            invalid = connection.execute(
+                "SELECT conrelid::regclass::text, conname FROM pg_constraint WHERE NOT convalidated"
+            ).fetchall()
+        assert invalid == []
