@@ -367,3 +367,11 @@ async def test_nobody_is_said_to_wait_where_nobody_does(pair: Pair) -> None:
     assert await KIND.release(stream, failed=True)
     await _hold(pair, stream)
     assert not await KIND.release(stream, failed=True)
+
+
+@pytest.mark.parametrize(("on_loss", "held"), [("wait", True), ("degrade", False)])
+async def test_a_source_end_that_leaves_lets_go_only_by_choice(pair: Pair, on_loss: str, held: bool) -> None:
+    stream = pair.stream(delivery="sync", on_sync_loss=on_loss)
+    await _hold(pair, stream)
+    await KIND.capture(stream).leave()
+    assert (_in_force(pair) != "") is held

@@ -5,6 +5,8 @@ Nodes, agents and processes as a user has them; what dies, dies by `kill -9`.
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from castling.groups.topology import End, EndName, end_paths
 from castling.testing.cluster import GROUP, Cluster, wait_for
 
 
@@ -91,6 +94,36 @@ def test_a_source_end_that_starts_while_the_backup_is_away_degrades(degrading: C
     wait_for(lambda: _stream(cluster)["mode"] == "sync", "commits wait again")
 
 
+def test_a_source_end_that_can_not_be_started_degrades(degrading: Cluster) -> None:
+    """It would start again by itself, and never does: nobody of it is there to count the seconds."""
+    cluster = degrading
+    _begin(cluster)
+    log = end_paths(cluster.homes["east"], End(GROUP, "west", EndName.SOURCE)).log
+    log.unlink()
+    log.mkdir()  # no process can be started that can't write its log
+    try:
+        cluster.kill("source")
+        assert _Commit(cluster).returned(), "commits hang for a process that never comes"
+        assert _stream(cluster)["ends"]["source"]["state"] == "pausing"
+    finally:
+        log.rmdir()
+    cluster.start_group_now()
+    wait_for(lambda: _stream(cluster)["mode"] == "sync", "commits wait again")
+
+
+def test_a_source_end_that_is_told_to_end_leaves_nobody_waiting(degrading: Cluster) -> None:
+    """A node that shuts down: its agent is gone, and the source end gets a SIGTERM from somebody else."""
+    cluster = degrading
+    _begin(cluster)
+    cluster.kill_agent("east")
+    pid = cluster.pid("source")
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    assert _Commit(cluster).returned(), "commits hang for a node that has left"
+    cluster.start_agent("east")
+    wait_for(lambda: _stream(cluster)["mode"] == "sync", "commits wait again")
+
+
 def test_a_stream_that_has_failed_for_good_degrades(degrading: Cluster) -> None:
     cluster = degrading
     _begin(cluster)
@@ -149,19 +182,9 @@ def test_who_chose_to_wait_is_told_who_is_waited_for(waiting: Cluster) -> None:
     commit = _Commit(cluster)
     wait_for(commit.waits, "the commit waits, as was chosen")
     wait_for(lambda: "commits-wait" in _warnings(cluster), "the status says who waits, and what frees them")
-    cluster.stop_group()
-    assert commit.returned()
-
-
-def test_who_lets_go_by_hand_is_not_told_that_commits_wait(waiting: Cluster) -> None:
-    cluster = waiting
-    cluster.cli("east", "group", "start", GROUP, "--reseed", "--yes")
-    _begin(cluster)
-    east = cluster.servers["east"]
-    east.execute(f"DROP PUBLICATION castling_{GROUP}_west", cluster.database)
-    cluster.kill("source")
-    wait_for(lambda: "commits-wait" in _warnings(cluster), "the status says who waits")
+    # somebody lets go by hand
     east.execute("ALTER SYSTEM RESET synchronous_standby_names")
     east.execute("SELECT pg_reload_conf()")
+    assert commit.returned()
     wait_for(lambda: "commits-wait" not in _warnings(cluster), "it is said no longer")
     cluster.stop_group()

@@ -153,6 +153,22 @@ async def test_what_may_heal_is_started_again(world: World, monkeypatch: pytest.
         assert agent.status(END).state != "failed"
 
 
+async def test_how_long_an_end_is_away_goes_on_over_short_lives(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the agent goes by when nobody of a source end lives long enough to keep the group's choice."""
+    monkeypatch.setattr(supervisor, "PAUSE_MOST_S", 0.1)
+    world.behaviour = "hiccups"
+    async with world.agent({END}) as agent:
+        await until(lambda: agent.status(END).away_s > 0, "it has ended")
+        lives = world.starts
+        await until(lambda: world.starts >= lives + 2 and agent.status(END).away_s > 0.5, "and again")
+        agent._wards[END]._start[-1] = "works"
+        agent.keep({END}, again={END})
+        await until(lambda: agent.status(END).state == "running", "mended")
+        assert agent.status(END).away_s == 0
+
+
 async def test_an_end_that_is_not_wanted_is_ended(world: World) -> None:
     async with world.agent({END}) as agent:
         await until(lambda: world.holder, "started")

@@ -19,13 +19,13 @@ import msgspec
 import castling
 from castling import config as settings
 from castling import kinds
-from castling.config import Config
+from castling.config import Config, GroupSettings
 from castling.control import plan as planning
 from castling.control.client import CONNECT_S, unreachable, unwrap
 from castling.control.home import Home, write_private
 from castling.control.releases import Releases, Resting
 from castling.control.store import Store
-from castling.control.supervisor import Supervisor
+from castling.control.supervisor import EndStatus, Supervisor
 from castling.control.tree import end_view
 from castling.errors import CastlingError, LinkForeign, NotInitialised, StateError
 from castling.groups.topology import End, EndName, end_paths, ends_on, group_settings, streams
@@ -197,11 +197,12 @@ class LocalNode:
         for end in self.own_ends():
             if end.end is not EndName.SOURCE or end.group not in desired:
                 continue
-            state = self._supervisor.status(end).state
-            if state == "failed" or (state == "stopped" and desired[end.group] == "stopped"):
-                settings = group_settings(self.deployed(), end.group)
+            settings = group_settings(self.deployed(), end.group)
+            status = self._supervisor.status(end)
+            is_stopped = status.state == "stopped" and desired[end.group] == "stopped"
+            if is_stopped or _is_lost(status, settings):
                 stream = Stream(end.group, end.backup, settings, self.deployed())
-                yield Resting(stream, failed=state == "failed")
+                yield Resting(stream, failed=not is_stopped)
 
     async def check(self, group: str) -> list[Json]:
         kind = kinds.load(group_settings(self.deployed(), group).kind)
@@ -252,6 +253,14 @@ class LocalNode:
         group_settings(self.deployed(), group)
         await asyncio.to_thread(shutil.rmtree, self._home.groups / group, True)
         self._store.forget_desired(group)
+
+
+def _is_lost(status: EndStatus, settings: GroupSettings) -> bool:
+    """Whether nobody of a source end is there to keep the group's choice: it has failed, or is started
+    again and again and lives for less than the time after which commits shall stop waiting."""
+    if status.state == "pausing" and settings.on_sync_loss == "degrade":
+        return status.away_s > settings.degrade_after
+    return status.state == "failed"
 
 
 class RemoteNode:

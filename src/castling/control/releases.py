@@ -37,7 +37,7 @@ _CHOICE = (
 
 @dataclass(frozen=True, slots=True)
 class Resting:
-    """A stream without a source end. `failed`: it should run, and only a person can heal it."""
+    """A stream without a source end. `failed`: it should run, and can't."""
 
     stream: Stream
     failed: bool

@@ -46,6 +46,8 @@ class EndStatus:
     state: str
     pid: int | None = None
     restarts: int = 0
+    #: while pausing: how long no process of it has run steadily, seconds
+    away_s: float = 0.0
 
 
 class Ward:
@@ -63,6 +65,8 @@ class Ward:
         self._idle = asyncio.Event()
         self._process: EndProcess | None = None
         self._pause_s = PAUSE_FIRST_S
+        #: since when, by the monotonic clock, no process has run for STEADY_S
+        self._away_at_s: float | None = None
         #: it ended with an error that only a person can heal, maybe under an earlier agent
         self.failed = self._failed_before()
 
@@ -72,12 +76,17 @@ class Ward:
             return EndStatus("running", self._process.pid, self.restarts)
         if self.failed and self._wanted:
             return EndStatus("failed", None, self.restarts)
-        return EndStatus("pausing" if self._wanted else "stopped", None, self.restarts)
+        if not self._wanted:
+            return EndStatus("stopped", None, self.restarts)
+        away_s = 0.0 if self._away_at_s is None else time.monotonic() - self._away_at_s
+        return EndStatus("pausing", None, self.restarts, away_s)
 
     def want(self, wanted: bool, *, again: bool = False) -> None:
         """`again`: end the process that runs and begin anew, also after a failure."""
         if again:
             self.failed, self._pause_s = False, PAUSE_FIRST_S
+        if again or not wanted:
+            self._away_at_s = None
         self._again = self._again or (again and self._process is not None)
         self._wanted = wanted
         self._idle.clear()
@@ -127,7 +136,7 @@ class Ward:
             return
         ended, self._process = self._process, None
         if time.monotonic() - began > STEADY_S:
-            self._pause_s = PAUSE_FIRST_S
+            self._pause_s, self._away_at_s = PAUSE_FIRST_S, None
         await self._after(ended)
 
     async def _begin(self) -> bool:
@@ -144,6 +153,7 @@ class Ward:
         return True
 
     async def _pause(self) -> None:
+        self._away_at_s = self._away_at_s or time.monotonic()
         await self._woken(self._pause_s)
         self._pause_s = min(self._pause_s * 2, PAUSE_MOST_S)
 

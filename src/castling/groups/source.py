@@ -24,13 +24,15 @@ from castling.journal.record import Draft, Tail
 from castling.kinds.base import Bulk, BulkCall, Capture, SeedSource, Stream
 from castling.link.feed import CaptureFeed
 from castling.link.sender import Ack, BulkClient, HelloInfo, Sender
-from castling.observe import CommitLag
+from castling.observe import CommitLag, events
 from castling.together import run_together
 
 __all__ = ["SourceEnd"]
 
 #: how long a heartbeat may be late, at most, before the source's state is unknown, seconds
 PATIENCE_S = 5.0
+#: how long the capture may take to leave, seconds: less than the agent waits for the process to end
+LEAVE_S = 5.0
 
 
 class _KindBulk:
@@ -75,6 +77,9 @@ class _Tracked:
     async def guard(self) -> None:
         await self._capture.guard()
 
+    async def leave(self) -> None:
+        await self._capture.leave()
+
     async def close(self) -> None:
         await self._capture.close()
 
@@ -114,6 +119,7 @@ class SourceEnd:
         self._feed = CaptureFeed(
             host, _Tracked(capture, self.lag), epoch=epoch, window=stream.settings.link.window
         )
+        self._log = events("group").bind(group=stream.group, backup=stream.backup)
         self.state = "starting"
         self.error: CastlingError | None = None
         self._hardened: Tail | None = None
@@ -126,9 +132,21 @@ class SourceEnd:
         """Capture and send until cancelled, or until an error that trying again can't heal."""
         try:
             await run_together(self._stream_for_ever(), self._capture.guard())
+        except (asyncio.CancelledError, CastlingError):
+            await self._feed.close()
+            await self._leave()  # the guard is over: else it might undo that
+            raise
         finally:
             await self._feed.close()
             await self._seed_source.close()
+
+    async def _leave(self) -> None:
+        """As well as can be: the agent, where there is one, lets go of what is left."""
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await self._capture.leave()
+        except (CastlingError, TimeoutError) as error:
+            self._log.warning("group.leave_failed", error=str(error) or "no answer")
 
     async def _stream_for_ever(self) -> None:
         backoff = Backoff(self._host)

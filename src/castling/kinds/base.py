@@ -72,6 +72,10 @@ class Capture(Protocol):
         """Keep up, until cancelled, what must not depend on whether a stream is open: that commits wait for
         the backup, and stop waiting when that is the group's choice. Runs as long as the source end does."""
 
+    async def leave(self) -> None:
+        """The source end ends: it was told to, or can't go on. Where the group chose not to be waited for,
+        what waits goes on now, for nobody may be left to say so later. Repeatable."""
+
     async def close(self) -> None: ...
 
     def report(self) -> dict[str, Any]:
@@ -269,7 +273,7 @@ class Kind(Protocol):
     async def release(self, stream: Stream, *, failed: bool) -> bool:
         """No source end of the stream runs: let go what waits for it on the source. Repeatable.
 
-        `failed`: the group should run, and only a person can heal it; then the group's own choice holds.
+        `failed`: the group should run, and can't; then the group's own choice holds.
         False when by that choice it goes on waiting. Raises what reaching the source raises.
         """
 

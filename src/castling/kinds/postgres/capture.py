@@ -44,6 +44,7 @@ from castling.kinds.postgres.session import (
     remembered,
     slot_name,
 )
+from castling.kinds.postgres.standby import release_commits
 from castling.kinds.postgres.sync import SyncGuard
 from castling.observe import events
 
@@ -339,6 +340,10 @@ class PostgresCapture:
 
     async def guard(self) -> None:
         await self._guard.run()
+
+    async def leave(self) -> None:
+        if self._is_sync and self._settings.on_sync_loss == "degrade":
+            await release_commits(self._group, self._settings.backups, self._database)
 
     # --- closing ------------------------------------------------------------------------------
 

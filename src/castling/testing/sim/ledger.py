@@ -261,6 +261,9 @@ class LedgerCapture:
     async def guard(self) -> None:
         await asyncio.get_running_loop().create_future()
 
+    async def leave(self) -> None:
+        self._host.door("capture leave")
+
     async def close(self) -> None:
         self._session = -1
 
