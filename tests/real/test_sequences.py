@@ -40,15 +40,22 @@ async def _following(pair: Pair, sql: str, **settings: Any) -> Follower:
 async def _follow(follower: Follower) -> dict[str, Any]:
     """Take all that is committed, and what the source end says of sequences after that; apply it."""
     async with captured(follower.stream, follower.journal) as capture:
-        reading = asyncio.create_task(_read(follower, capture))
-        asked = follower.pair.source("SELECT (extract(epoch from clock_timestamp()) * 1e9)::int8")[0][0]
-        await until(lambda: (capture.report()["beside"]["sequences"]["looked_ns"] or 0) > asked)
-        reading.cancel()
-        await asyncio.wait((reading,))
-        await follower.journal.read_until(capture, follower.pair.end_of_log())
+        await _look(follower, capture)
         report: dict[str, Any] = capture.report()
     await follower.apply()
     return report
+
+
+async def _look(follower: Follower, capture: Any) -> None:
+    """Take what a look says that began after now."""
+    reading = asyncio.create_task(_read(follower, capture))
+    asked = follower.pair.source("SELECT (extract(epoch from clock_timestamp()) * 1e9)::int8")[0][0]
+    try:
+        await until(lambda: (capture.report()["beside"]["sequences"]["looked_ns"] or 0) > asked)
+    finally:
+        reading.cancel()
+        await asyncio.wait((reading,))
+    await follower.journal.read_until(capture, follower.pair.end_of_log())
 
 
 async def _read(follower: Follower, capture: Any) -> None:
@@ -213,3 +220,22 @@ async def test_a_message_that_is_none_is_refused_and_one_of_another_group_passed
     pair.source(f"SELECT pg_logical_emit_message(true, '{SEQUENCES_PREFIX}', 'nonsense')")
     with pytest.raises((DecodeError, TargetError), match="can't be read"):
         await follower.follow()
+
+
+async def test_a_sequence_that_is_dropped_or_renamed_is_no_problem_any_more(pair: Pair) -> None:
+    follower = await _following(pair, "CREATE SEQUENCE kept")
+    pair.source("CREATE SEQUENCE dropped; CREATE SEQUENCE renamed; CREATE SEQUENCE dropped_later")
+    async with captured(follower.stream, follower.journal) as capture:
+        await _look(follower, capture)
+        await follower.apply()
+        assert "3 sequences" in follower.reports[-1]["warnings"][0]["message"]
+        pair.source("DROP SEQUENCE dropped; ALTER SEQUENCE renamed RENAME TO newly; SELECT nextval('kept')")
+        await _look(follower, capture)
+        await follower.apply()
+        [told] = follower.reports[-1]["warnings"]
+        assert "public.dropped_later is" in told["message"] and "public.newly is" in told["message"]
+        assert "2 sequences" in told["message"]
+    pair.source("DROP SEQUENCE dropped_later; DROP SEQUENCE newly")  # while nobody looks
+    await _follow(follower)
+    assert follower.reports[-1]["warnings"] == []
+    assert _next(pair, "kept") >= 2 + MARGIN

@@ -18,8 +18,8 @@ from castling.kinds.postgres.definitions import Thing, is_in_group
 
 __all__ = ["read_schema"]
 
-#: rows fetched at once
-_AT_ONCE = 2000
+#: rows fetched at once: the stream that runs beside must not wait for many
+_AT_ONCE = 500
 
 #: relations, and what belongs to them, with the table to choose them by
 _RELATIONS = """

@@ -17,6 +17,7 @@ from psycopg import AsyncConnection
 from castling.kinds.postgres.catalog import table_name
 from castling.kinds.postgres.sequences import (
     Known,
+    SequenceMessage,
     Standing,
     Told,
     decode_sequences,
@@ -93,7 +94,10 @@ class SequenceTarget:
     async def take(self, connection: AsyncConnection[Any], content: bytes) -> None:
         """Set what a message tells of, in the open transaction. DecodeError when it can't be read."""
         message = decode_sequences(content)
-        if message.group != self._group or not message.sequences:
+        if message.group != self._group:
+            return
+        await self._forget(connection, message)
+        if not message.sequences:
             return
         told = message.sequences
         found = await self._find(connection, told)
@@ -117,6 +121,21 @@ class SequenceTarget:
                 ),
             )
         await self._remember(connection, told, problems, message.at_ns)
+
+    async def _forget(self, connection: AsyncConnection[Any], message: SequenceMessage) -> None:
+        """What the source no longer has is no problem any more; nor is anything, when all are told anew."""
+        if message.begins:
+            self._problems.clear()
+            await connection.execute(
+                "UPDATE castling.sequences SET problem = NULL WHERE stream = %s AND problem IS NOT NULL",
+                (self._group,),
+            )
+        for schema, name in message.gone:
+            self._problems.pop(table_name(schema, name), None)
+            await connection.execute(
+                "DELETE FROM castling.sequences WHERE stream = %s AND schema = %s AND name = %s",
+                (self._group, schema, name),
+            )
 
     async def _find(self, connection: AsyncConnection[Any], told: list[Told]) -> list[tuple[Any, ...]]:
         cursor = await connection.execute(

@@ -233,9 +233,34 @@ class SequenceWatch:
             change = moved(told, before, margin=margin, cache=one.cache)
             if change is not None:
                 news.append((one.oid, change))
-        for at in range(0, len(news), SEQUENCES_MAX):
-            await self._tell(connection, dict(news[at : at + SEQUENCES_MAX]), at_ns)
+        gone = await self._gone(connection, {one.oid for one in found}, dict(news))
+        begins = self._looked_ns is None
+        for at in range(0, len(news) or (1 if gone or begins else 0), SEQUENCES_MAX):
+            message = SequenceMessage(
+                group=self._group,
+                at_ns=at_ns,
+                sequences=[told for _, told in news[at : at + SEQUENCES_MAX]],
+                gone=gone if at == 0 else [],
+                begins=begins and at == 0,
+            )
+            await self._tell(connection, message)
+            self._told.update(news[at : at + SEQUENCES_MAX])
         self._looked_ns = at_ns
+
+    async def _gone(
+        self, connection: AsyncConnection[Any], found: set[int], news: dict[int, Told]
+    ) -> list[tuple[str, str]]:
+        """What was told of and is there no longer, or by another name. One that is locked is still there."""
+        renamed = [
+            self._told[oid].key
+            for oid, told in news.items()
+            if oid in self._told and self._told[oid].key != told.key
+        ]
+        missing = self._told.keys() - found
+        if not missing:
+            return renamed
+        there = {one.oid for one in await read_sequences(connection, self._settings, values=False)}
+        return renamed + [self._told.pop(oid).key for oid in missing - there]
 
     def _worth_reading(self, uncalled: list[SourceSequence]) -> list[SourceSequence]:
         """Each has to be read by its name: so only what is new or restarted is, and all from time to time."""
@@ -249,14 +274,12 @@ class SequenceWatch:
             if (before := self._told.get(one.oid)) is None or before.called or before.file != one.file
         ]
 
-    async def _tell(self, connection: AsyncConnection[Any], told: dict[int, Told], at_ns: int) -> None:
-        message = SequenceMessage(group=self._group, at_ns=at_ns, sequences=list(told.values()))
+    async def _tell(self, connection: AsyncConnection[Any], message: SequenceMessage) -> None:
         await connection.execute(
             "SELECT pg_catalog.pg_logical_emit_message(true, %s, %s::pg_catalog.text)",
             (SEQUENCES_PREFIX, encode_sequences(message).decode()),
         )
-        self._told.update(told)
-        self._told_ns = at_ns
+        self._told_ns = message.at_ns
 
     def warnings(self) -> list[dict[str, Any]]:
         if not self._unreadable:

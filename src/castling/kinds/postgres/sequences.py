@@ -59,11 +59,17 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SequenceMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a message. Every stream of the source's database sees it; `group` says whose it is."""
+    """The content of a message. Every stream of the source's database sees it; `group` says whose it is.
+
+    `gone`: schema and name of those that are no longer there. `begins`: all there are follow, in this
+    message and those behind it.
+    """
 
     group: str
     at_ns: int
     sequences: list[Told]
+    gone: list[tuple[str, str]] = []
+    begins: bool = False
     v: int = _VERSION
 
 
@@ -135,16 +141,16 @@ def standing(told: Told, before: Known | None, target: Standing | None) -> Stand
     return None
 
 
+def _what_moves(told: Told) -> tuple[object, ...]:
+    return told.key, told.last, told.called, told.file
+
+
 def moved(told: Told, before: Told | None, *, margin: int, cache: int) -> Told | None:
     """`told` with its margin, when it is news; None when `before` said the same.
 
     The margin is at least what the source has handed out, twice over, since it was asked before.
     """
-    if before is not None and (before.last, before.called, before.file) == (
-        told.last,
-        told.called,
-        told.file,
-    ):
+    if before is not None and _what_moves(before) == _what_moves(told):
         return None
     passed = 0 if before is None else abs(told.last - before.last) // abs(told.increment)
     if before is not None and before.file != told.file:
