@@ -218,7 +218,7 @@ def test_an_epoch_that_is_over_is_refused() -> None:
 
 
 def test_a_row_missing_on_the_target_stops_apply_and_names_it() -> None:
-    with bank_cluster() as (cluster, bank):
+    with bank_cluster(on_error="stop") as (cluster, bank):
         cluster.wait_until_applied()
         bank.stop()
         cluster.wait_until_applied()

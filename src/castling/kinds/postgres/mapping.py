@@ -24,7 +24,22 @@ FIRST_USER_OID = 16384
 
 _COLUMNS = """
     SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid::pg_catalog.int8,
-           a.attidentity = 'a', a.attgenerated <> '', a.atttypmod, c.relkind = 'p'
+           a.attidentity = 'a', a.attgenerated <> '', a.atttypmod, c.relkind = 'p',
+           CASE WHEN a.atttypid >= 16384 THEN (
+               WITH RECURSIVE base(oid, above) AS (
+                   SELECT t.oid, t.typbasetype FROM pg_catalog.pg_type t WHERE t.oid = a.atttypid
+                   UNION ALL
+                   SELECT t.oid, t.typbasetype FROM base JOIN pg_catalog.pg_type t ON t.oid = base.above
+               )
+               SELECT pg_catalog.format('OPERATOR(%%I.%%s)', s.nspname, o.oprname)
+                 FROM base
+                 JOIN pg_catalog.pg_opclass p ON p.opcintype = base.oid AND p.opcdefault
+                 JOIN pg_catalog.pg_amop m ON m.amopfamily = p.opcfamily
+                      AND m.amoplefttype = base.oid AND m.amoprighttype = base.oid
+                 JOIN pg_catalog.pg_operator o ON o.oid = m.amopopr
+                 JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace
+                WHERE base.above = 0 AND (p.opcmethod, m.amopstrategy) IN ((403, 3), (405, 1))
+                ORDER BY p.opcmethod LIMIT 1) END
       FROM pg_catalog.pg_attribute a
       JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -41,7 +56,8 @@ _VARCHAR = (1043, 1015)  # spaces at the end are cut
 
 
 class Found(NamedTuple):
-    """A column of the target's table. `type` as PostgreSQL writes it; `generated`: computed from others."""
+    """A column of the target's table. `type` as PostgreSQL writes it; `generated`: computed from others;
+    `equals`: the operator of its type's index (btree, else hash), where that may not be in pg_catalog."""
 
     name: str
     type: str
@@ -49,6 +65,7 @@ class Found(NamedTuple):
     always_identity: bool
     generated: bool
     type_modifier: int = -1
+    equals: str | None = None
 
 
 class Mapping:
@@ -71,7 +88,15 @@ class Mapping:
         cursor = await self._connection.execute(_COLUMNS, (relation.schema, relation.name))
         rows = await cursor.fetchall()
         found = [
-            Found(str(row[0]), str(row[1]), int(str(row[2])), bool(row[3]), bool(row[4]), int(str(row[5])))
+            Found(
+                name=str(row[0]),
+                type=str(row[1]),
+                type_oid=int(str(row[2])),
+                always_identity=bool(row[3]),
+                generated=bool(row[4]),
+                type_modifier=int(str(row[5])),
+                equals=None if row[7] is None else str(row[7]),
+            )
             for row in rows
         ]
         return matched(relation, found, is_partitioned=any(row[6] for row in rows))
@@ -116,7 +141,7 @@ def _fitting(relation: Relation, column: Column, found: Found | None) -> TargetC
             table=str(relation),
             column=column.name,
         )
-    return TargetColumn(column.name, found.type, found.type_oid, found.always_identity)
+    return TargetColumn(column.name, found.type, found.type_oid, found.always_identity, found.equals or "=")
 
 
 def _narrows(type_oid: int, source: int, target: int) -> bool:

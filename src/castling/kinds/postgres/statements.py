@@ -14,7 +14,7 @@ already agrees; one row is deleted and inserted anew.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from castling.kinds.postgres.messages import Fields, Relation
 
@@ -45,12 +45,14 @@ COPY_END = b"\xff\xff"
 
 @dataclass(frozen=True, slots=True)
 class TargetColumn:
-    """A column as the target has it; `type` is what a cast to it is written as."""
+    """A column as the target has it; `type` is what a cast to it is written as, `equals` the operator
+    by which two of its values are the same key."""
 
     name: str
     type: str
     type_oid: int
     always_identity: bool
+    equals: str = "="
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,8 @@ def _staged(table: TargetTable, shape: Shape, index: int) -> str:
 
 def _same_key(table: TargetTable, shape: Shape, keys: Sequence[int]) -> str:
     return " AND ".join(
-        f"t.{quoted(table.columns[index].name)} = {_staged(table, shape, index)}" for index in keys
+        f"t.{quoted(table.columns[index].name)} {table.columns[index].equals} {_staged(table, shape, index)}"
+        for index in keys
     )
 
 
@@ -154,6 +157,21 @@ def insert_from_stage(stage: str, table: TargetTable, shape: Shape) -> str:
 
 
 # --- one row ----------------------------------------------------------------------------------
+# These take parameters, so that a percent sign in a name has to be written twice.
+
+
+def _with_parameters(table: TargetTable) -> TargetTable:
+    if "%" not in f"{table.sql}{table.columns}":
+        return table
+
+    def doubled(text: str) -> str:
+        return text.replace("%", "%%")
+
+    columns = (
+        replace(each, name=doubled(each.name), type=doubled(each.type), equals=doubled(each.equals))
+        for each in table.columns
+    )
+    return replace(table, schema=doubled(table.schema), name=doubled(table.name), columns=tuple(columns))
 
 
 def _value(table: TargetTable, text: int, index: int) -> str:
@@ -161,6 +179,7 @@ def _value(table: TargetTable, text: int, index: int) -> str:
 
 
 def insert_row(table: TargetTable, shape: Shape) -> str:
+    table = _with_parameters(table)
     values = ", ".join(_value(table, shape.text, index) for index in shape.sent)
     names = _names(table, shape.sent)
     return f"INSERT INTO {table.sql} ({names}) OVERRIDING SYSTEM VALUE VALUES ({values})"
@@ -171,7 +190,9 @@ def _one_row(table: TargetTable, shape: Shape, keys: Sequence[int]) -> str:
     that equal the whole old row byte for byte (two equal rows are two rows)."""
     if keys:
         return " AND ".join(
-            f"t.{quoted(table.columns[index].name)} = {_value(table, shape.text, index)}" for index in keys
+            f"t.{quoted(table.columns[index].name)} {table.columns[index].equals}"
+            f" {_value(table, shape.text, index)}"
+            for index in keys
         )
     names = ", ".join(f"r.{quoted(table.columns[index].name)}" for index in shape.sent)
     values = ", ".join(_value(table, shape.text, index) for index in shape.sent)
@@ -182,6 +203,7 @@ def _one_row(table: TargetTable, shape: Shape, keys: Sequence[int]) -> str:
 
 
 def delete_row(table: TargetTable, old: Shape, keys: Sequence[int]) -> str:
+    table = _with_parameters(table)
     return f"DELETE FROM {table.only} t WHERE {_one_row(table, old, keys)}"
 
 
@@ -201,6 +223,7 @@ def update_row(
     table: TargetTable, new: Shape, old: Shape, keys: Sequence[int]
 ) -> tuple[str, tuple[int, ...]]:
     """The statement, and the columns of the new row that it takes, before those of the old one."""
+    table = _with_parameters(table)
     indexes = tuple(_settable(table, new.sent))
     if not indexes:
         return f"SELECT FROM {table.only} t WHERE {_one_row(table, old, keys)}", ()
@@ -213,6 +236,7 @@ def update_row(
 def replace_row(table: TargetTable, new: Shape, old: Shape, keys: Sequence[int]) -> str:
     """An update as a delete and an insert; values that were not sent are kept. Takes the columns of
     the old row before those of the new one."""
+    table = _with_parameters(table)
     every = range(len(table.columns))
     values = ", ".join(
         _value(table, new.text, index) if index in new.sent else f"gone.{quoted(table.columns[index].name)}"
