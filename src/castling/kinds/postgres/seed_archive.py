@@ -1,46 +1,23 @@
 """The definitions of a first copy: an archive of the source's pg_dump, restored section by section.
 
-pg_restore writes for a server as new as itself. An older target does not know all of its settings, so
-for one the statements are written out first, what it can't know is left out, and psql runs the rest.
+pg_restore writes for a server as new as itself. For an older target the statements are written out
+first, put into words that it knows (`seed_older`), and run by psql.
 """
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from castling.config import DatabaseSettings
 from castling.errors import SeedFailed
+from castling.kinds.postgres.seed_older import for_server, is_as_it_is
 from castling.kinds.postgres.tools import find_tool, run_tool
 
-__all__ = ["SeedArchive", "for_server"]
+__all__ = ["SeedArchive"]
 
 _ARCHIVE_MAX = 256 << 20
-#: settings of a dump's head, and the first version that has them
-_SINCE = {b"transaction_timeout": 170000}
-_SET = re.compile(rb"SET (\w+) = [^;\n]*;")
-
-
-def for_server(script: bytes, version: int) -> bytes:
-    """`script`, as pg_restore writes it, without the settings that a server of `version` lacks. Pure.
-
-    Only the head is looked at: whatever stands after the first statement of another kind is data of the
-    definitions, and left alone.
-    """
-    lines = script.splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        found = _SET.fullmatch(line.strip())
-        if found and _SINCE.get(found[1], 0) > version:
-            lines[number] = b"\n"
-        elif (
-            line.strip()
-            and not found
-            and not line.startswith((b"--", b"\\", b"SELECT pg_catalog.set_config"))
-        ):
-            break
-    return b"".join(lines)
 
 
 class SeedArchive:
@@ -84,7 +61,7 @@ class SeedArchive:
         """Make what the section defines, all of it or nothing."""
         program = self._program()
         chosen = [f"--section={section}", *self._plain, *options]
-        if all(self._target >= since for since in _SINCE.values()):
+        if is_as_it_is(self._target):
             into = ["--single-transaction", "--dbname", self._settings.dbname]
             await run_tool(program, *chosen, *into, str(self._path), settings=self._settings)
             return

@@ -1,0 +1,13 @@
+UPDATE people SET name = upper(name) WHERE n % 3 = 0;
+UPDATE people SET n = -n WHERE n % 5 = 0;
+DELETE FROM people WHERE name IN ('NAME7', 'name8');
+INSERT INTO people VALUES ('name7', 70);
+UPDATE pairs SET a = lower(a), note = note || 'y';
+UPDATE pairs SET b = upper(b) WHERE id % 2 = 0;
+DELETE FROM pairs WHERE b = 'B4';
+BEGIN; UPDATE uniques SET tag = 'moving' WHERE id = 1; UPDATE uniques SET tag = 'TAG1' WHERE id = 2; UPDATE uniques SET tag = 'tag2' WHERE id = 1; COMMIT;
+UPDATE uniques SET tag = upper(tag) WHERE id > 40;
+DELETE FROM heap WHERE ctid = (SELECT min(ctid) FROM heap WHERE a = 'SAME' AND b = 'x1');
+UPDATE heap SET b = 'x2' WHERE b = 'x10';
+UPDATE sorted SET v = 'item' || n + 3 || 'x' WHERE n % 4 = 0;
+DELETE FROM sorted WHERE v = 'item39';

@@ -1,0 +1,11 @@
+CREATE COLLATION any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+CREATE COLLATION numeric_order (provider = icu, locale = 'en-u-kn-true');
+CREATE DOMAIN loose AS text COLLATE any_case;
+CREATE TABLE people (name text COLLATE any_case PRIMARY KEY, n int);
+CREATE TABLE pairs (id int, a loose, b varchar(10) COLLATE any_case, note text COLLATE "C", PRIMARY KEY (a, b));
+CREATE TABLE uniques (id int PRIMARY KEY, tag text COLLATE any_case UNIQUE);
+CREATE TABLE heap (a text COLLATE any_case, b text COLLATE numeric_order);
+ALTER TABLE heap REPLICA IDENTITY FULL;
+CREATE TABLE sorted (v text COLLATE numeric_order PRIMARY KEY, n int) PARTITION BY RANGE (v);
+CREATE TABLE sorted_low PARTITION OF sorted FOR VALUES FROM (MINVALUE) TO ('item9');
+CREATE TABLE sorted_high PARTITION OF sorted FOR VALUES FROM ('item9') TO (MAXVALUE);
