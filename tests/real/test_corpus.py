@@ -163,6 +163,19 @@ def _own_columns(pair: Pair, case: Case) -> list[tuple[str, Any, Any]]:
     return found
 
 
+def _definitions(server: EmbeddedServer, database: str, cases: list[Case]) -> list[str]:
+    """Of all cases whose target was not made otherwise: owners and grants too."""
+    chosen = [f'--schema="{case.name}"' for case in cases if not (case.folder / "target.sql").exists()]
+    dumped = subprocess.run(
+        [str(server.bin / "pg_dump"), "--schema-only", *chosen, server.dsn(database)],
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    return [line for line in dumped if line and not line.startswith(("--", "\\"))]
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("changes", [1, 50_000], ids=["live", "backlog"])
 async def test_every_hard_case(
@@ -209,6 +222,16 @@ async def test_every_hard_case(
         for case in cases:
             for table, here, there in _own_columns(pair, case):
                 assert here == there, f"{case.name}.{table}"
+        if east.bin == west.bin:
+            definitions = _definitions(east, pair.name, cases)
+            assert definitions == _definitions(west, pair.name, cases) and len(definitions) > 20
+        otherwise = ["public.other_", *(case.name for case in cases if (case.folder / "target.sql").exists())]
+        if east.bin != west.bin:
+            otherwise.append("extension ")  # each server has its own versions of them
+        told = [each.object for each in await KIND.compare_schema(follower.stream)]
+        assert [each for each in told if not any(name in each for name in otherwise)] in ([], ["schema"]), (
+            told
+        )
         with psycopg.connect(west.dsn(pair.name)) as connection:
             invalid = connection.execute(
                 "SELECT conrelid::regclass::text, conname FROM pg_constraint WHERE NOT convalidated"
