@@ -111,6 +111,22 @@ async def test_a_commit_returns_only_when_it_was_acknowledged(pair: Pair) -> Non
         await asyncio.wait_for(commit, 10)
 
 
+async def test_a_commit_that_waits_with_a_lock_does_not_keep_its_stream_from_opening(pair: Pair) -> None:
+    """A TRUNCATE holds its lock until the backup has it; a new source end must not wait for that lock."""
+    stream = pair.stream(delivery="sync", on_sync_loss="wait")
+    async with backup_of(stream) as backup:
+        backup.acknowledging = False
+        truncate = asyncio.create_task(asyncio.to_thread(pair.source, "TRUNCATE numbers"))
+        await until(lambda: _waiting(pair))
+        async with asyncio.timeout(30), captured(stream, backup.journal) as capture:
+            again = Backup(capture)
+            again.journal = backup.journal
+            running = asyncio.create_task(again.run())
+            await truncate
+            running.cancel()
+            await asyncio.wait((running,))
+
+
 async def test_an_acknowledgement_before_hardening_would_be_noticed(pair: Pair) -> None:
     """The negative control: a backup that acknowledges what it does not hold lets the commit go too early."""
     async with backup_of(pair.stream(delivery="sync", on_sync_loss="wait")) as backup:

@@ -23,7 +23,7 @@ from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import CastlingError, ContinuityLost, NotReplicable, SourceUnreachable
 from castling.journal.record import Draft, Flag, RecordType
 from castling.kinds.postgres.catalog import Table, is_left_behind, read_tables, types_agree
-from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.connect import connect, scrubbed
 from castling.kinds.postgres.copystream import Keepalive
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.drafts import DRAFT_BYTES, DraftMaker
@@ -95,6 +95,8 @@ class PostgresCapture:
 
     #: how long to wait for a walsender of ours that has not noticed its client's death, seconds
     TAKEOVER_S = 20.0
+    #: how long one question to the source's catalog may take, seconds
+    LOOK_S = 60
 
     def __init__(self, group: str, backup: str, settings: GroupSettings, database: DatabaseSettings) -> None:
         self._group = group
@@ -161,8 +163,12 @@ class PostgresCapture:
         async with asyncio.timeout(self.TAKEOVER_S):
             connection = await connect(self._database, application_name=f"castling setup {self._group}")
         try:
+            await connection.execute(f"SET statement_timeout = '{self.LOOK_S}s'".encode())
             found = await read_published(connection, self._name, asked)
-            tables = await read_tables(connection)
+            tables = await read_tables(connection, measured=False)
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            message = f"the source could not say what is published: {error}"
+            raise SourceUnreachable(scrubbed(message, self._database)) from None
         finally:
             await connection.close()
         if known is not None:

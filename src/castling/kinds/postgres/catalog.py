@@ -31,7 +31,7 @@ _FIRST_USER_OID = 16384
 _TABLES = """
 SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
        c.relispartition, c.relrowsecurity, GREATEST(c.reltuples, 0)::int8,
-       pg_catalog.pg_table_size(c.oid)::int8,
+       {size}::int8,
        pg_catalog.has_table_privilege(c.oid, 'SELECT'),
        (SELECT i.indisvalid AND i.indimmediate FROM pg_catalog.pg_index i
          WHERE i.indrelid = c.oid AND i.indisprimary),
@@ -170,9 +170,17 @@ def is_left_behind(table: Table, settings: GroupSettings) -> bool:
     return is_without_log and is_chosen(table, settings)
 
 
-async def read_tables(connection: AsyncConnection[Any]) -> list[Table]:
-    """Every table, partition, foreign table and materialized view, ordered by name."""
-    cursor = await connection.execute(_TABLES)
+async def read_tables(connection: AsyncConnection[Any], *, measured: bool = True) -> list[Table]:
+    """Every table, partition, foreign table and materialized view, ordered by name.
+
+    To measure a table is to wait for who has locked it: without `measured`, no lock is taken and sizes are
+    the server's last estimates. What opens a stream must not wait for a TRUNCATE whose commit waits for
+    that very stream.
+    """
+    size = "pg_catalog.pg_table_size(c.oid)"
+    if not measured:
+        size = "c.relpages::int8 * pg_catalog.current_setting('block_size')::int8"
+    cursor = await connection.execute(_TABLES.replace("{size}", size).encode())
     found = []
     for row in await cursor.fetchall():
         columns = tuple(TableColumn(*column) for column in row[15] or ())

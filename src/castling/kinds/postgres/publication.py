@@ -85,7 +85,7 @@ async def ensure_publication(
     connection: AsyncConnection[Any], name: str, settings: GroupSettings
 ) -> list[Table]:
     """Make the publication what the settings say; the tables in it. Repeatable, before the slot is made."""
-    everything = await read_tables(connection)
+    everything = await read_tables(connection, measured=False)
     tables = published(everything, settings)
     if not tables:
         raise NotReplicable("the group's patterns choose no table", hint="look at include and exclude")
