@@ -96,6 +96,8 @@ class ApplySession:
         self._limits = limits
         self._memory = memory
         self._hold_bytes = hold_bytes
+        #: parts that are to be copied anew, as the mark says; None: not looked yet
+        self._copying: int | None = None
         self.figures = figures
         self._queue: deque[_Decoded] = deque()
         self._queued_bytes = 0
@@ -280,6 +282,10 @@ class ApplySession:
             (part, 0 if part.state == "lost" else self._reader.bytes_after(part.offset))
             for part in self._target.held()
         ]
+        copying = sum(part.state == "copying" for part, _ in self.figures.held)
+        if copying != self._copying:
+            self._copying = copying  # the receive end reads it, and tells the source end
+            self._marks.publish("wanted", Mark(START, copying, self._host.wall_ns()))
         return self.figures.held
 
     # --- figures ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Commands for single tables of a group: hold, release."""
+"""Commands for single tables of a group: hold, release, resync."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from castling.cli.output import Result, columns
+from castling.cli.node import Yes
+from castling.cli.output import Result, ask, columns
 from castling.cli.session import Session, command
+from castling.errors import UsageError
 
 __all__ = ["register"]
 
@@ -21,6 +23,7 @@ def register(groups: typer.Typer) -> None:
     """Add the commands to those of `castling group`."""
     command(groups, "hold")(_hold)
     command(groups, "release")(_release)
+    command(groups, "resync")(_resync)
 
 
 def _hold(
@@ -44,6 +47,23 @@ def _release(
 ) -> Result:
     """Bring tables on hold up to the others, from the changes that were kept."""
     return _ask(session, group, "release", tables or [], reason)
+
+
+def _resync(
+    session: Session,
+    group: Group,
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(help="Tables, schema.table each; all that are on hold without.", metavar="[TABLE...]"),
+    ] = None,
+    reason: Reason = "copied anew by hand",
+    yes: Yes = False,
+) -> Result:
+    """Copy tables anew from the primary while the others go on; they are live again by themselves."""
+    named = ", ".join(tables or ["all tables on hold"])
+    if not (yes or ask(f"Replace the rows of {named} on the backup by a new copy?")):
+        raise UsageError("not confirmed; nothing was changed", hint="--yes copies without asking")
+    return _ask(session, group, "resync", tables or [], reason)
 
 
 def _ask(session: Session, group: str, action: str, tables: list[str], reason: str) -> Result:

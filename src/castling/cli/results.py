@@ -81,13 +81,19 @@ _STREAM = (
      "list; null: not known"),
     ("holds", "parts (tables) of the target that stand still, oldest first; null: not known yet"),
     ("holds.*.part", "which, such as public.orders"),
-    ("holds.*.state", "held, releasing or lost (its changes are no longer kept)"),
+    ("holds.*.state", "held, copying (it is copied anew), releasing or lost (its changes are no longer kept)"),
     ("holds.*.offset", "source position up to which it is whole"),
     ("holds.*.since_ns", "since when, ns since 1970"),
     ("holds.*.age_s", "for how long, seconds"),
     ("holds.*.reason", "why"),
     ("holds.*.sqlstate", "the server's code, or null"),
     ("holds.*.pinned_bytes", "what it keeps of the journal, bytes"),
+    ("holds.*.copy", "its new copy while it is under way; else null"),
+    ("holds.*.copy.part", "the same name"),
+    ("holds.*.copy.rows", "rows sent"),
+    ("holds.*.copy.bytes", "bytes sent"),
+    ("holds.*.copy.bytes_total", "bytes in all, an estimate"),
+    ("holds.*.copy.started_ns", "since when, ns since 1970"),
     ("definitions", "how the target's definitions compare with the source's"),
     ("definitions.differ", "what is not as on the source, by kind and name, a list; null: not known"),
     ("definitions.as_of_ns", "when it was looked at, ns since 1970; null: not known"),
@@ -131,11 +137,11 @@ def _done(*words: str) -> tuple[tuple[str, str], ...]:
 
 _PARTS = (
     ("group", "name"),
-    ("action", "hold or release"),
+    ("action", "hold, release or resync"),
     ("parts", "the tables that it concerns, a list"),
     ("parts[].backup", "on which backup"),
     ("parts[].part", "which, such as public.orders"),
-    ("parts[].result", "asked, already_asked, already_held, already_releasing or not_held"),
+    ("parts[].result", "asked, already_asked, already_held, already_releasing, already_copying or not_held"),
 )
 
 RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -210,6 +216,7 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "group stop": _done("stopped", "already_stopped"),
     "group hold": _PARTS,
+    "group resync": _PARTS,
     "group release": _PARTS,
     "group remove": _done("removed", "already_removed"),
     "group status": (*_TREE, ("[]", "without a name: a list of the above")),

@@ -140,14 +140,20 @@ def _seeding(stream: Json) -> bool:
 
 def _seed(stream: Json) -> list[str]:
     seed = stream["seed"]
-    total = seed["bytes_total"]
-    share = min(1.0, seed["bytes"] / total) if total else None
-    bar = "" if share is None else f"[{'#' * int(share * BAR):<{BAR}}] {share:4.0%}  "
+    bar = _bar(seed["bytes"], seed["bytes_total"])
     eta = "" if seed["eta_s"] is None else f", {seconds_text(seed['eta_s'])} left"
     return [
         f"seed to {stream['backup']}: {bar}{seed['phase']}, {seed['rows']} rows, "
         f"{bytes_text(seed['bytes'])}, table {seed['tables_done']} of {seed['tables_total']}{eta}"
     ]
+
+
+def _bar(done: int, total: int | None) -> str:
+    """Nothing when the whole is not known."""
+    if not total:
+        return ""
+    share = min(1.0, done / total)
+    return f"[{'#' * int(share * BAR):<{BAR}}] {share:4.0%}  "
 
 
 def _trouble(backup: str, end: str, view: Json) -> list[str]:
@@ -181,9 +187,15 @@ def _room(stream: Json) -> list[str]:
 def _holds(stream: Json) -> list[str]:
     return [
         f"{hold['part']} on {stream['backup']}: {hold['state']} for {seconds_text(hold['age_s'])},"
-        f" keeps {bytes_text(hold['pinned_bytes'])} of the journal"
+        f" keeps {bytes_text(hold['pinned_bytes'])} of the journal{_copy(hold.get('copy'))}"
         for hold in stream.get("holds") or ()
     ]
+
+
+def _copy(copy: Json | None) -> str:
+    if not copy:
+        return ""
+    return f", {_bar(copy['bytes'], copy['bytes_total'])}{copy['rows']} rows, {bytes_text(copy['bytes'])}"
 
 
 def _warnings(stream: Json) -> list[str]:

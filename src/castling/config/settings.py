@@ -140,8 +140,9 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     #: what is left out of it, same patterns
     exclude: list[str] = msgspec.field(default_factory=list)
     #: when the target refuses changes of one table: "hold": it stands still, its changes are kept, the rest
-    #: goes on; "stop": the group stops
-    on_error: Literal["hold", "stop"] = "hold"
+    #: goes on; "resync": the same, and where other rows are all that is wrong it is copied anew by itself,
+    #: at most three times a day; "stop": the group stops
+    on_error: Literal["resync", "hold", "stop"] = "resync"
     #: the database of each node of the group, by node name
     databases: dict[str, DatabaseSettings]
     #: seconds between two heartbeats through the database

@@ -125,7 +125,7 @@ class NodeDeployBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PartsBody(msgspec.Struct, forbid_unknown_fields=True):
-    action: Literal["hold", "release"]
+    action: Literal["hold", "release", "resync"]
     parts: list[str]
     reason: str = ""
 

@@ -89,7 +89,7 @@ def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> 
     states = [str(end["state"]) for end in found.values()]
     if receive["state"] == "running" and (receive.get("link") or {}).get("state") == "journal-full":
         states.append("journal-full")
-    holds = apply.get("holds")
+    holds = _holds(apply, source)
     if holds:
         states.append("on-hold")
     return {
@@ -119,16 +119,36 @@ def _warnings(ends: dict[EndName, Report]) -> list[Report]:
     return [warning for part in parts for warning in part.get("warnings") or ()]
 
 
+#: by state of a part: code, what it does, the way out
+_HELD = {
+    "held": (
+        "part-on-hold",
+        "stands still",
+        "mend the cause on the target, then `castling group release GROUP`;"
+        " or copy it anew: `castling group resync GROUP`",
+    ),
+    "copying": ("part-on-hold", "is being copied anew", "it comes back by itself"),
+    "releasing": ("part-on-hold", "is catching up", "it comes back by itself"),
+    "lost": (
+        "part-lost",
+        "can come back by a new copy only",
+        "`castling group resync GROUP`, or exclude it",
+    ),
+}
+
+
+def _holds(apply: Report, source: Report) -> list[Report] | None:
+    """The parts that stand behind, each with how far its new copy is (`copy`: None while there is none)."""
+    holds = apply.get("holds")
+    if holds is None:
+        return None
+    copies = {copy["part"]: copy for copy in source.get("copies") or ()}
+    return [{**hold, "copy": copies.get(hold["part"])} for hold in holds]
+
+
 def _held(hold: Report) -> Report:
-    lost = hold["state"] == "lost"
-    way = "can come back by a new copy only" if lost else "stands still"
-    return {
-        "code": "part-lost" if lost else "part-on-hold",
-        "message": f"{hold['part']} {way}: {hold['reason']}",
-        "hint": "`castling group start GROUP --reseed`, or exclude it"
-        if lost
-        else "mend the cause on the target, then `castling group release GROUP`",
-    }
+    code, way, hint = _HELD.get(str(hold["state"]), _HELD["held"])
+    return {"code": code, "message": f"{hold['part']} {way}: {hold['reason']}", "hint": hint}
 
 
 def _beside(ends: dict[EndName, Report]) -> Report:

@@ -30,6 +30,8 @@ class ReceiveEnd:
 
     #: seconds between two looks at what may be released from the journal
     RELEASE_S = 5.0
+    #: seconds between two looks at whether parts are to be copied anew
+    LOOK_S = 1.0
 
     def __init__(
         self,
@@ -64,6 +66,9 @@ class ReceiveEnd:
         self._marks = Marks(host, journal_folder)
         self._apply_bell = host.bell(f"{folder}/apply.bell")
         self._rate = Throughput()
+        #: parts that are to be copied anew, as the apply end has told
+        self._wanted = False
+        self._looked_s = float("-inf")
         self.receiver = Receiver(
             host,
             listen,
@@ -92,7 +97,17 @@ class ReceiveEnd:
     # --- what the receiver asks ---------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        return {"seed": str(self.stream_state.seed), "seeds": self.stream_state.seeds}
+        state = {"seed": str(self.stream_state.seed), "seeds": self.stream_state.seeds}
+        return state | {"parts_wanted": True} if self._is_wanted() else state
+
+    def _is_wanted(self) -> bool:
+        """Asked with every acknowledgement, looked at once a second."""
+        now_s = self._host.monotonic()
+        if now_s - self._looked_s >= self.LOOK_S:
+            self._looked_s = now_s
+            mark = self._marks.read("wanted")
+            self._wanted = mark is not None and mark.offset > 0
+        return self._wanted
 
     def _applied(self) -> Mark | None:
         return self._marks.read("applied")
@@ -110,6 +125,8 @@ class ReceiveEnd:
             if self.stream_state.seed is not SeedState.SEEDING:
                 raise StateError("a first copy was sent though none was begun")
             return await self._seed_target.handle(request.meta, body)
+        if request.op.startswith("parts."):
+            return await self._parts(request, body)
         if request.op not in handlers:
             raise LinkProtocol(f"a bulk request asks for {request.op[:40]!r}, which is not known")
         async for _ in body:
@@ -117,12 +134,22 @@ class ReceiveEnd:
         handlers[request.op]()
         return b""
 
+    async def _parts(self, request: BulkRequest, body: AsyncIterator[bytes]) -> bytes:
+        """Copies of single parts, beside the stream of a finished first copy."""
+        if self.stream_state.seed is not SeedState.SEEDED:
+            raise StateError("parts are copied anew only where there is a finished first copy")
+        if request.op == "parts.wanted":
+            return await self._seed_target.wanted()
+        if request.op == "parts.copy":
+            return await self._seed_target.handle_part(request.meta, body)
+        raise LinkProtocol(f"a bulk request asks for {request.op[:40]!r}, which is not known")
+
     def _begin_seed(self) -> None:
         """Forget the journal. The state is saved first: a crash between the two leaves `seeding`,
         which nobody applies, and the seed is begun again."""
         self._save(StreamState(SeedState.SEEDING, self.stream_state.seeds + 1))
         self.journal.reset()
-        for name in ("applied", "released"):
+        for name in ("applied", "released", "wanted"):
             self._marks.clear(name)
         self._apply_bell.ring()
 

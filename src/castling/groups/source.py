@@ -39,14 +39,15 @@ class _KindBulk:
     """The kind's view of the bulk channel: its calls are wrapped so that the far end can tell them
     from the stream's own."""
 
-    def __init__(self, bulk: Bulk) -> None:
+    def __init__(self, bulk: Bulk, op: str = "kind") -> None:
         self._bulk = bulk
+        self._op = op
 
     async def open(self) -> BulkCall:
         call = await self._bulk.open()
 
         async def wrapped(meta: bytes, body: AsyncIterator[bytes] | None) -> bytes:
-            return await call(BulkRequest("kind", meta).encode(), body)
+            return await call(BulkRequest(self._op, meta).encode(), body)
 
         return wrapped
 
@@ -90,6 +91,9 @@ class _Tracked:
 class SourceEnd:
     """One stream's capturing and sending half."""
 
+    #: seconds between two tries to copy parts anew
+    COPY_S = 5.0
+
     def __init__(
         self,
         host: Host,
@@ -127,6 +131,9 @@ class SourceEnd:
         self._connected = False
         #: whether the far side holds a finished copy, as far as it was told
         self._is_copied = False
+        #: parts of the far side are to be copied anew
+        self._wanted = asyncio.Event()
+        self._copy_error: CastlingError | None = None
 
     async def run(self) -> None:
         """Capture and send until cancelled, or until an error that trying again can't heal."""
@@ -168,7 +175,12 @@ class SourceEnd:
         if welcome.state.get("seed") == SeedState.SEEDED:
             await self._feed.open(welcome.tail)
             self._settle(backoff)
-            await self._sender.stream(self._feed, on_ack=self._on_ack)
+            try:
+                await run_together(
+                    self._sender.stream(self._feed, on_ack=self._on_ack), self._copy_parts_for_ever()
+                )
+            finally:
+                await self._bulk_client.close()
         else:
             await self._sender.close()  # beginning can take long: the source waits for old transactions
             await self._seed(backoff)
@@ -202,12 +214,33 @@ class SourceEnd:
         await self._bulk_client.close()
         await self._seed_source.close()
         self._settle(backoff)
-        await asyncio.get_running_loop().create_future()
+        await self._copy_parts_for_ever()
+
+    async def _copy_parts_for_ever(self) -> None:
+        """Copy anew what the far side wants. Whatever becomes of it, the stream beside it goes on."""
+        while True:
+            await self._wanted.wait()
+            try:
+                call = await self._bulk_client.open()
+                wanted = await call(BulkRequest("parts.wanted").encode(), None)
+                if wanted:
+                    await self._seed_source.copy_parts(wanted, _KindBulk(self._bulk_client, "parts.copy"))
+                self._copy_error = None
+            except CastlingError as error:
+                self._copy_error = error
+            finally:
+                await self._bulk_client.close()
+            await self._host.sleep(self.COPY_S)
 
     def _on_ack(self, ack: Ack) -> None:
         now_ns = self._host.wall_ns()
         self._hardened = ack.hardened
         self.lag.reached(ack.hardened.offset, now_ns)
+        if ack.state.get("parts_wanted") is True:
+            self._wanted.set()
+        else:
+            self._wanted.clear()
+            self._copy_error = None
         if ack.applied is not None:
             self._applied = {"position": str(ack.applied.position), "offset": ack.applied.offset}
 
@@ -260,4 +293,13 @@ class SourceEnd:
             "seed": None if progress.phase == "planning" else progress,
             "link": self._sender.report(),
             "capture": self._capture.report(),
+            "copies": list(self._seed_source.parts),
+            "warnings": self._warnings(),
         }
+
+    def _warnings(self) -> list[dict[str, Any]]:
+        error = self._copy_error
+        if error is None:
+            return []
+        message = f"parts could not be copied anew yet, it is tried again: {error}"
+        return [{"code": "copy-waits", "message": message, "hint": error.hint}]

@@ -60,7 +60,8 @@ class BulkRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     """The description of a bulk call: for the stream itself, or for its kind (`meta` is the kind's).
 
     `seed.begin` empties the remote journal and marks the stream seeding; `seed.finish`
-    marks it seeded.
+    marks it seeded. `parts.wanted` answers with what of a seeded target is to be copied anew, `parts.copy`
+    brings one such copy; both in the kind's words.
     """
 
     op: str

@@ -28,6 +28,7 @@ __all__ = [
     "Held",
     "Kind",
     "PartAction",
+    "PartProgress",
     "Piece",
     "SeedProgress",
     "SeedSource",
@@ -121,15 +122,16 @@ class Abandon:
 
 
 #: what can be asked for a part of a target
-PartAction = Literal["hold", "release"]
+PartAction = Literal["hold", "release", "resync"]
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
     """A part of the target (a table, say) that stands behind the rest.
 
-    `state`: held, releasing (its changes are being caught up with) or lost (the journal no longer has
-    them). `offset`: the source position up to which the part is whole; the journal keeps what follows.
+    `state`: held, releasing (its changes are being caught up with), lost (the journal no longer has
+    them) or copying (it is copied anew, beside the stream). `offset`: the source position up to which the
+    part is whole, or from which its new copy needs the journal; the journal keeps what follows.
     """
 
     part: str
@@ -214,10 +216,23 @@ class SeedProgress:
     eta_s: float | None = None
 
 
+@dataclass(slots=True)
+class PartProgress:
+    """How far the copy of a single part is; `bytes_total` is an estimate."""
+
+    part: str
+    bytes_total: int
+    started_ns: int
+    rows: int = 0
+    bytes: int = 0
+
+
 class SeedSource(Protocol):
     """Makes the first copy from one consistent view of the source."""
 
     progress: SeedProgress
+    #: the single parts that are copied anew right now
+    parts: list[PartProgress]
 
     async def begin(self) -> None:
         """Create the stream's beginning (slot) and hold a view of the source at exactly that point."""
@@ -225,13 +240,23 @@ class SeedSource(Protocol):
     async def run(self, bulk: Bulk) -> None:
         """Send everything. Raises SeedFailed; after a failure the whole seed is begun again."""
 
+    async def copy_parts(self, wanted: bytes, bulk: Bulk) -> None:
+        """Copy single parts anew, from a view of now, while the stream goes on. `wanted`: what the target
+        has answered. What one part's copy meets keeps no other back; what is not done is wanted again."""
+
     async def close(self) -> None: ...
 
 
 class SeedTarget(Protocol):
-    """Receives the first copy."""
+    """Receives the first copy, and later copies of single parts."""
 
     async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes: ...
+    async def wanted(self) -> bytes:
+        """The parts that are to be copied anew, in the kind's words; empty: none."""
+
+    async def handle_part(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes:
+        """Take the copy of a part that is wanted: all of it, with its position, or nothing."""
+
     async def close(self) -> None: ...
 
 
@@ -265,7 +290,7 @@ class Kind(Protocol):
     async def move_parts(
         self, stream: Stream, action: PartAction, parts: Sequence[str], reason: str
     ) -> list[dict[str, Any]]:
-        """Ask the apply of the stream to hold or release parts; `part` and `result` of each."""
+        """Ask the apply of the stream to hold, release or copy parts anew; `part` and `result` of each."""
 
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         """How the target's definitions differ from the source's; one OK finding if they don't. Only looks."""

@@ -170,6 +170,30 @@ MUTANTS = (
         ("tests/real/test_faults_special.py", "-k", "dead_source"),
     ),
     Mutant(
+        "copy-position-forgotten",
+        "a table that is copied anew goes on at its copy's own position",
+        (
+            Edit(
+                "kinds/postgres/resync_target.py",
+                "wanted = 'release', lsn = %(l)s\n",
+                "wanted = 'release'\n",
+            ),
+        ),
+        ("tests/real/test_resync.py",),
+    ),
+    Mutant(
+        "one-change-too-many",
+        "a table that is copied anew leaves out what its copy has, and nothing more",
+        (
+            Edit(
+                "kinds/postgres/holds.py",
+                '"ahead") and offset >= place.offset\n',
+                '"ahead") and offset > place.offset\n',
+            ),
+        ),
+        ("tests/unit/test_pg_holds.py",),
+    ),
+    Mutant(
         "emptied-tables-forgotten",
         "a table truncated during the first copy comes right",
         (

@@ -5,7 +5,9 @@ up to its own position and nothing after; its changes are left out until it is *
 session begins at the oldest such position, every other table leaves out what it has already, and the
 table's position is committed with its changes until it has reached the stream's. A table that is *ahead*
 (copied later than the stream's progress) leaves out what its copy has. A *lost* table was on hold for so
-long that the journal could not keep its changes any more: only a new copy heals it.
+long that the journal could not keep its changes any more: only a new copy heals it. Any of them may be
+*copied anew* meanwhile (`copying`, see `resync_target`): the journal keeps what follows its position, the
+copy takes it to the copy's own position, and a release from there makes it live.
 
 One rule tells all of it: a transaction at `offset` is left out of a table whose position lies after it.
 Positions change only in the target's transactions, by the one session that applies; others only say
@@ -22,12 +24,13 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
+from castling.errors import TargetDiverged, TargetError
 from castling.kinds.base import Held, Piece
 from castling.kinds.postgres.changes import Change, Message, Truncate
 from castling.kinds.postgres.lsn import lsn_text, parse_lsn
 from castling.kinds.postgres.messages import Relation
 
-__all__ = ["CREATE_POSITIONS", "Place", "TablePositions", "concerns_table", "due"]
+__all__ = ["CREATE_POSITIONS", "Place", "TablePositions", "concerns_table", "copy_mends", "due"]
 
 CREATE_POSITIONS = """
     CREATE TABLE IF NOT EXISTS castling.table_positions (
@@ -39,7 +42,9 @@ CREATE_POSITIONS = """
         since timestamptz NOT NULL DEFAULT pg_catalog.now(),
         reason text NOT NULL DEFAULT '',
         sqlstate text,
-        wanted text CHECK (wanted IN ('hold', 'release')),
+        wanted text CHECK (wanted IN ('hold', 'release', 'resync')),
+        copying boolean NOT NULL DEFAULT false,
+        tries int NOT NULL DEFAULT 0,
         PRIMARY KEY (stream, schema, name)
     );
 """
@@ -47,8 +52,21 @@ CREATE_POSITIONS = """
 #: classes of SQLSTATE that speak of a table or its rows: data, constraints, names and rights, what a
 #: trigger says, damage of an index. Others speak of the server, and every table would be put on hold.
 _OF_A_TABLE = re.compile(r"(0A|21|22|23|27|2F|38|39|42|44|P0|XX)...")
+#: a unique or an exclusion constraint is violated
+_ROWS_THERE = ("23505", "23P01")
+#: copies anew that errors may cause by themselves within a day; after that the table stays on hold
+COPIES_MAX = 3
+
 #: states in which the journal must keep what comes after the position
 _PINNING = ("held", "releasing")
+
+_OF_TABLE = "WHERE stream = %s AND schema = %s AND name = %s"
+#: a table that has reached the stream; what others want meanwhile is kept, and how often it was copied
+_LIVE = f"UPDATE castling.table_positions SET state = 'live' {_OF_TABLE}"
+_FORGET = f"DELETE FROM castling.table_positions {_OF_TABLE} AND wanted IS NULL AND tries = 0"
+_RECENT = (
+    "CASE WHEN t.state = 'live' AND t.since < pg_catalog.now() - interval '1 day' THEN 0 ELSE t.tries END"
+)
 
 Table = tuple[str, str]
 
@@ -62,11 +80,18 @@ class Place:
     since: datetime
     reason: str
     sqlstate: str | None
+    #: a new copy of it is wanted or under way
+    copying: bool = False
 
 
 def concerns_table(sqlstate: object) -> bool:
     """Whether an error speaks of the table it came from. One without SQLSTATE is our own judgment."""
     return sqlstate is None or bool(_OF_A_TABLE.fullmatch(str(sqlstate)))
+
+
+def copy_mends(error: TargetError) -> bool:
+    """Whether other rows are all that is wrong: rows that are missing, or there already."""
+    return isinstance(error, TargetDiverged) and error.context.get("sqlstate") in (None, *_ROWS_THERE)
 
 
 def due(place: Place | None, offset: int, progress: int) -> bool:
@@ -87,13 +112,13 @@ class TablePositions:
 
     async def load(self, connection: AsyncConnection[Any]) -> None:
         cursor = await connection.execute(
-            "SELECT schema, name, state, lsn::text, since, reason, sqlstate"
+            "SELECT schema, name, state, lsn::text, since, reason, sqlstate, copying"
             " FROM castling.table_positions WHERE stream = %s",
             (self._stream,),
         )
         self._places = {
-            (schema, name): Place(state, parse_lsn(lsn), since, reason, sqlstate)
-            for schema, name, state, lsn, since, reason, sqlstate in await cursor.fetchall()
+            (schema, name): Place(state, parse_lsn(lsn), since, reason, sqlstate, copying)
+            for schema, name, state, lsn, since, reason, sqlstate, copying in await cursor.fetchall()
         }
         self._next = {}
 
@@ -103,7 +128,8 @@ class TablePositions:
 
     def pinned(self, progress: int) -> int:
         """The position after which the journal must be kept."""
-        return min([progress, *(each.offset for each in self._places.values() if each.state in _PINNING)])
+        places = self._places.values()
+        return min([progress, *(each.offset for each in places if each.state in _PINNING or each.copying)])
 
     # --- in a transaction ---------------------------------------------------------------------
 
@@ -139,10 +165,8 @@ class TablePositions:
                 continue
             if offset >= progress:
                 self._next[table] = None
-                await connection.execute(
-                    "DELETE FROM castling.table_positions WHERE stream = %s AND schema = %s AND name = %s",
-                    (self._stream, *table),
-                )
+                await connection.execute(_LIVE, (self._stream, *table))
+                await connection.execute(_FORGET, (self._stream, *table))
             elif place.state == "releasing":
                 self._next[table] = replace(place, offset=offset)
                 await connection.execute(
@@ -171,19 +195,33 @@ class TablePositions:
         progress: int,
         reason: str,
         sqlstate: str | None,
+        *,
+        copy: bool,
     ) -> None:
-        """Note, in a transaction of its own, that the tables have what they have and nothing after it."""
+        """Note, in a transaction of its own, that the tables have what they have and nothing after it.
+        `copy`: they shall be copied anew, if that has not been tried too often."""
         async with connection.transaction():
             for relation in tables:
                 await connection.execute(
                     "INSERT INTO castling.table_positions AS t"
-                    " (stream, schema, name, state, lsn, reason, sqlstate)"
-                    " VALUES (%s, %s, %s, 'held', %s::pg_catalog.pg_lsn, %s, %s)"
+                    " (stream, schema, name, state, lsn, reason, sqlstate, copying, tries)"
+                    " VALUES (%(s)s, %(n)s, %(t)s, 'held', %(l)s::pg_catalog.pg_lsn, %(r)s, %(c)s, %(a)s,"
+                    " %(a)s::int)"
                     " ON CONFLICT (stream, schema, name) DO UPDATE SET state = 'held', wanted = NULL,"
                     " reason = excluded.reason, sqlstate = excluded.sqlstate,"
+                    f" copying = excluded.copying AND ({_RECENT}) < {COPIES_MAX},"
+                    f" tries = ({_RECENT}) + excluded.tries,"
                     " since = CASE WHEN t.state = 'live' THEN excluded.since ELSE t.since END,"
                     " lsn = CASE WHEN t.state = 'live' THEN excluded.lsn ELSE t.lsn END",
-                    (self._stream, relation.schema, relation.name, lsn_text(progress), reason, sqlstate),
+                    {
+                        "s": self._stream,
+                        "n": relation.schema,
+                        "t": relation.name,
+                        "l": lsn_text(progress),
+                        "r": reason,
+                        "c": sqlstate,
+                        "a": copy,
+                    },
                 )
         await self.load(connection)
 
@@ -192,9 +230,12 @@ class TablePositions:
         cursor = await connection.execute(
             "UPDATE castling.table_positions SET wanted = NULL,"
             " since = CASE WHEN state = 'live' THEN pg_catalog.now() ELSE since END,"
-            " lsn = CASE WHEN state = 'live' THEN %s::pg_catalog.pg_lsn ELSE lsn END,"
-            " state = CASE WHEN wanted = 'hold' AND state IN ('live', 'releasing') THEN 'held'"
-            " WHEN wanted = 'release' AND state = 'held' THEN 'releasing' ELSE state END"
+            " lsn = CASE WHEN state = 'live' OR (state = 'lost' AND wanted = 'resync')"
+            " THEN %s::pg_catalog.pg_lsn ELSE lsn END,"
+            " tries = CASE wanted WHEN 'resync' THEN 0 ELSE tries END,"
+            " copying = CASE wanted WHEN 'resync' THEN true WHEN 'hold' THEN false ELSE copying END,"
+            " state = CASE WHEN wanted <> 'release' AND state IN ('live', 'releasing', 'ahead') THEN 'held'"
+            " WHEN wanted = 'release' AND state = 'held' AND NOT copying THEN 'releasing' ELSE state END"
             " WHERE stream = %s AND wanted IS NOT NULL RETURNING schema, name",
             (lsn_text(progress), self._stream),
         )
@@ -206,12 +247,15 @@ class TablePositions:
         await self.do_wanted(connection, progress)
         await self.load(connection)
 
-    async def give_up(self, connection: AsyncConnection[Any], part: str) -> None:
-        """The journal does not keep the table's changes any longer."""
+    async def give_up(self, connection: AsyncConnection[Any], part: str, progress: int) -> None:
+        """The journal does not keep the table's changes any longer: what a new copy needs of it follows
+        `progress`, and one that is behind even that is lost too."""
         await connection.execute(
-            "UPDATE castling.table_positions SET state = 'lost', wanted = NULL"
-            " WHERE stream = %s AND schema || '.' || name = %s AND state IN ('held', 'releasing')",
-            (self._stream, part),
+            "UPDATE castling.table_positions SET state = 'lost', copying = copying AND state <> 'lost',"
+            " lsn = CASE WHEN copying THEN %s::pg_catalog.pg_lsn ELSE lsn END"
+            " WHERE stream = %s AND schema || '.' || name = %s AND wanted IS NULL"
+            " AND (state IN ('held', 'releasing') OR copying)",
+            (lsn_text(progress), self._stream, part),
         )
         await self.load(connection)
 
@@ -220,7 +264,7 @@ class TablePositions:
         found = [
             Held(
                 part=f"{schema}.{name}",
-                state=place.state,
+                state="copying" if place.copying else place.state,
                 offset=place.offset,
                 since_ns=int(place.since.timestamp() * 1e9),
                 reason=place.reason,

@@ -1,4 +1,4 @@
-"""What a person wants of single tables: to hold them, to release them.
+"""What a person wants of single tables: to hold them, to release them, to copy them anew.
 
 Only the session that applies knows where a table stands, so nothing is done here: the wish is
 written into the target's database, where that session finds it between two transactions, also when it
@@ -18,21 +18,35 @@ from castling.kinds.postgres import progress
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.holds import CREATE_POSITIONS
 
-__all__ = ["move_parts"]
+__all__ = ["answer_to", "move_parts"]
 
+#: a partitioned table is its partitions, as in the stream; but one that is itself a partition may be a plain
+#: one on the source
 _TABLES = """
-    SELECT n.nspname, c.relname, t.state, t.wanted
-      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-      LEFT JOIN castling.table_positions t ON t.stream = %s AND t.schema = n.nspname AND t.name = c.relname
-     WHERE n.nspname || '.' || c.relname = ANY (%s) AND c.relkind IN ('r', 'p')
+    WITH named AS (
+        SELECT CASE WHEN c.relkind = 'p' AND NOT c.relispartition THEN l.relid ELSE c.oid END AS oid,
+               n.nspname || '.' || c.relname AS said
+          FROM pg_catalog.pg_class c
+          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          LEFT JOIN LATERAL pg_catalog.pg_partition_tree(c.oid) l
+            ON c.relkind = 'p' AND NOT c.relispartition AND l.isleaf AND l.relid <> c.oid
+         WHERE n.nspname || '.' || c.relname = ANY (%(named)s) AND c.relkind IN ('r', 'p')
+    )
+    SELECT n.nspname, c.relname, t.state, t.wanted, t.copying, named.said
+      FROM named LEFT JOIN pg_catalog.pg_class c ON c.oid = named.oid
+      LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+      LEFT JOIN castling.table_positions t
+        ON t.stream = %(stream)s AND t.schema = n.nspname AND t.name = c.relname
     UNION
-    SELECT schema, name, state, wanted FROM castling.table_positions
-     WHERE stream = %s AND (schema || '.' || name = ANY (%s) OR %s)
+    SELECT schema, name, state, wanted, copying, schema || '.' || name FROM castling.table_positions
+     WHERE stream = %(stream)s AND (schema || '.' || name = ANY (%(named)s)
+                                    OR %(all)s AND (state NOT IN ('live', 'ahead') OR wanted IS NOT NULL))
 """
 _WISH = """
-    INSERT INTO castling.table_positions (stream, schema, name, state, reason, wanted)
+    INSERT INTO castling.table_positions AS t (stream, schema, name, state, reason, wanted)
     VALUES (%s, %s, %s, 'live', %s, %s)
-    ON CONFLICT (stream, schema, name) DO UPDATE SET wanted = excluded.wanted
+    ON CONFLICT (stream, schema, name) DO UPDATE SET wanted = excluded.wanted,
+        reason = CASE WHEN t.state = 'live' THEN excluded.reason ELSE t.reason END
 """
 
 
@@ -48,10 +62,11 @@ async def move_parts(
     try:
         async with connection.transaction():
             await connection.execute((progress.CREATE_PROGRESS + CREATE_POSITIONS).encode())
-            found = await _found(connection, stream.group, parts, release=action == "release")
+            found = await _found(connection, stream.group, parts, all_held=action != "hold")
             answers = []
-            for (schema, name), (state, wanted) in sorted(found.items()):
-                result = _result(action, f"{schema}.{name}", state, wanted)
+            for (schema, name), seen in sorted(found.items()):
+                state, wanted, copying = seen
+                result = answer_to(action, f"{schema}.{name}", state, wanted, copying=copying)
                 if result == "asked":
                     await connection.execute(_WISH, (stream.group, schema, name, reason, action))
                 answers.append({"part": f"{schema}.{name}", "result": result})
@@ -61,14 +76,16 @@ async def move_parts(
 
 
 async def _found(
-    connection: AsyncConnection[Any], group: str, parts: Sequence[str], *, release: bool
-) -> dict[tuple[str, str], tuple[str | None, str | None]]:
-    named = list(parts)
-    cursor = await connection.execute(_TABLES, (group, named, group, named, release and not named))
+    connection: AsyncConnection[Any], group: str, parts: Sequence[str], *, all_held: bool
+) -> dict[tuple[str, str], tuple[str | None, str | None, bool]]:
+    asked = {"stream": group, "named": list(parts), "all": all_held and not parts}
+    rows = await (await connection.execute(_TABLES, asked)).fetchall()
     found = {
-        (str(schema), str(name)): (state, wanted) for schema, name, state, wanted in await cursor.fetchall()
+        (str(schema), str(name)): (state, wanted, bool(copying))
+        for schema, name, state, wanted, copying, _ in rows
+        if name is not None  # a partitioned table without partitions
     }
-    missing = sorted(set(named) - {f"{schema}.{name}" for schema, name in found})
+    missing = sorted(set(parts) - {said for *_, said in rows})
     if missing:
         raise NotFound(
             f"the target has no table {', '.join(missing)}",
@@ -77,17 +94,21 @@ async def _found(
     return found
 
 
-def _result(action: PartAction, part: str, state: str | None, wanted: str | None) -> str:
+def answer_to(action: PartAction, part: str, state: str | None, wanted: str | None, *, copying: bool) -> str:
     """Pure: what comes of a wish for a table in that state."""
     state = state or "live"
     if wanted == action:
         return "already_asked"
     if action == "hold":
-        return "already_held" if state in ("held", "lost") else "asked"
+        return "already_held" if state in ("held", "lost") and not copying else "asked"
+    if copying:
+        return "already_copying"
+    if action == "resync":
+        return "asked"
     if state == "lost":
         raise StateError(
             f"the journal no longer holds the changes of {part} since it was put on hold",
-            hint="copy the group anew: `castling group start GROUP --reseed`",
+            hint=f"copy it anew: `castling group resync GROUP {part}`",
         )
     if state == "releasing":
         return "already_releasing"

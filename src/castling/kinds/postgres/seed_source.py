@@ -19,12 +19,13 @@ from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import CastlingError, SeedFailed, SourceError, SourceUnreachable
-from castling.kinds.base import Bulk, BulkCall, SeedProgress
+from castling.kinds.base import Bulk, BulkCall, PartProgress, SeedProgress
 from castling.kinds.postgres.catalog import Table, is_left_behind, read_tables
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.lsn import parse_lsn
 from castling.kinds.postgres.publication import ensure_publication, note_beginning, partitions_of
 from castling.kinds.postgres.replication import ReplicationConnection
+from castling.kinds.postgres.resync_source import copy_tables
 from castling.kinds.postgres.seed_plan import (
     Begin,
     Chunk,
@@ -73,6 +74,7 @@ class PostgresSeedSource:
         self._emptied: dict[int, tuple[Table, int]] = {}
         self._server_version = 0
         self.progress = SeedProgress()
+        self.parts: list[PartProgress] = []
 
     # --- beginning ----------------------------------------------------------------------------
 
@@ -342,6 +344,9 @@ class PostgresSeedSource:
             if parts:
                 self.progress.bytes += size
                 yield b"".join(parts)
+
+    async def copy_parts(self, wanted: bytes, bulk: Bulk) -> None:
+        await copy_tables(self._slot, self._settings, self._database, wanted, bulk, self.parts)
 
     def _forecast(self) -> None:
         """Time left by the rows so far; estimates that are already passed say nothing."""

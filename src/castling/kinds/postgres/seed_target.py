@@ -26,6 +26,7 @@ from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.holds import CREATE_POSITIONS
 from castling.kinds.postgres.lsn import lsn_text
+from castling.kinds.postgres.resync_target import TableCopies
 from castling.kinds.postgres.seed_again import drop_of_roots
 from castling.kinds.postgres.seed_archive import SeedArchive
 from castling.kinds.postgres.seed_plan import Begin, Chunk, Finish, Schema, decode_request
@@ -63,6 +64,10 @@ class PostgresSeedTarget:
         self._begun: Begin | None = None
         self._archive: SeedArchive | None = None
         self._version = 0
+        #: later copies of single tables
+        self._copies = TableCopies(group, settings)
+        self.wanted = self._copies.wanted
+        self.handle_part = self._copies.handle
 
     async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes:
         request = decode_request(meta)

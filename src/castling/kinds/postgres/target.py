@@ -31,7 +31,7 @@ from castling.kinds.postgres.changes import coalesce
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.emptied import EmptiedTables
-from castling.kinds.postgres.holds import TablePositions, concerns_table
+from castling.kinds.postgres.holds import TablePositions, concerns_table, copy_mends
 from castling.kinds.postgres.large_object_target import LargeObjectTarget
 from castling.kinds.postgres.large_objects import LARGE_OBJECTS_PREFIX
 from castling.kinds.postgres.mapping import Mapping
@@ -83,7 +83,7 @@ class PostgresTarget:
         *,
         seeded: bool = False,
         definitions: DefinitionWatch | None = None,
-        on_error: Literal["hold", "stop"] = "stop",
+        on_error: Literal["resync", "hold", "stop"] = "stop",
     ) -> None:
         self._seeded = seeded
         self._group = group
@@ -187,7 +187,8 @@ class PostgresTarget:
         told = None if sqlstate is None else str(sqlstate)
         with self._explained():
             connection = self._connected()
-            await self._positions.hold(connection, tables, self._progress, str(error), told)
+            copy = self._on_error == "resync" and copy_mends(error)
+            await self._positions.hold(connection, tables, self._progress, str(error), told, copy=copy)
         names = [str(relation) for relation in tables]
         raise PartsMoved(f"on hold: {', '.join(names)}: {error}", parts=names) from error
 
@@ -223,7 +224,7 @@ class PostgresTarget:
 
     async def give_up(self, part: str) -> None:
         with self._explained():
-            await self._positions.give_up(self._connected(), part)
+            await self._positions.give_up(self._connected(), part, self._progress)
 
     async def close(self) -> None:
         looking, self._looking = self._looking, None

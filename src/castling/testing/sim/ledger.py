@@ -23,7 +23,7 @@ import msgspec
 
 from castling.errors import ContinuityLost, SourceUnreachable
 from castling.journal.record import Draft, Flag, Record, RecordType
-from castling.kinds.base import Abandon, Bulk, Commit, Piece, SeedProgress
+from castling.kinds.base import Abandon, Bulk, Commit, PartProgress, Piece, SeedProgress
 from castling.testing.sim.host import SimHost
 from castling.testing.sim.loop import SimLoop
 
@@ -320,6 +320,7 @@ class LedgerSeedSource:
         self._host = host
         self._server = server
         self.progress = SeedProgress()
+        self.parts: list[PartProgress] = []
         self._start = 0
         self._rows: list[Row] = []
 
@@ -329,6 +330,9 @@ class LedgerSeedSource:
             raise SourceUnreachable("the ledger is down")
         slot = self._server.create_slot()
         self._start, self._rows = slot.start, list(self._server.rows)
+
+    async def copy_parts(self, wanted: bytes, bulk: Bulk) -> None:
+        raise AssertionError("a ledger has no parts to copy")
 
     async def run(self, bulk: Bulk) -> None:
         self.progress = SeedProgress("data")

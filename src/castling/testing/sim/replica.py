@@ -190,4 +190,10 @@ class LedgerSeedTarget:
             self._replica.flush()  # what the journal will never hold must be durable before it is `seeded`
         return b""
 
+    async def wanted(self) -> bytes:
+        return b""  # a ledger is one part
+
+    async def handle_part(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes:
+        raise AssertionError("a ledger has no parts to copy")
+
     async def close(self) -> None: ...

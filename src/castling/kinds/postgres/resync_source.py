@@ -1,0 +1,249 @@
+"""Copies single tables anew while capture and apply run.
+
+A slot that lives for a moment gives a snapshot of exactly one position of the stream. The snapshot is
+handed on to a plain session and the slot let go at once: unread, it would keep the source's log for as long
+as the copy lasts. Each chunk is a short transaction of that snapshot, so that no lock outlives it.
+
+A table that was rewritten on the source meanwhile (TRUNCATE does not wait for snapshots) is given up and
+copied from a later snapshot the next time: there is nothing that would have to be told about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+
+from castling.config import DatabaseSettings, GroupSettings
+from castling.errors import CastlingError, SeedFailed, SourceError, SourceUnreachable, StateError, TargetError
+from castling.kinds.base import Bulk, BulkCall, PartProgress
+from castling.kinds.postgres.catalog import Table, read_tables
+from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.lsn import parse_lsn
+from castling.kinds.postgres.replication import ReplicationConnection
+from castling.kinds.postgres.resync_plan import Anew, PartRequest, Refused, decode_wanted, encode_part
+from castling.kinds.postgres.seed_plan import chunks
+from castling.kinds.postgres.statements import quoted
+
+__all__ = ["copy_tables"]
+
+_BLOCK = 256 << 10
+_BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+#: values in text form mean the same on both sides
+_SESSION = (
+    "SET search_path = pg_catalog",
+    "SET DateStyle = ISO",
+    "SET IntervalStyle = postgres",
+    "SET TimeZone = 'UTC'",
+    "SET extra_float_digits = 1",
+    "SET lc_monetary = 'C'",
+    "SET statement_timeout = 0",
+    "SET idle_in_transaction_session_timeout = 0",
+    "SET row_security = off",
+)
+_UNKNOWN = "the stream has no such table on the source (of a partitioned one, name its partitions)"
+
+
+async def copy_tables(
+    publication: str,
+    settings: GroupSettings,
+    database: DatabaseSettings,
+    wanted: bytes,
+    bulk: Bulk,
+    shown: list[PartProgress],
+) -> None:
+    """Copy all that are wanted, one after the other; the one that is under way is in `shown`. Raises the
+    last error that may pass; those tables are wanted again. `publication`: the stream's, where only what
+    is in it can be brought up to the stream."""
+    names = decode_wanted(wanted)
+    if not names:
+        return
+    application = f"castling resync {publication}"
+    try:
+        async with _view(application, database) as view:
+            await _Copies(view, publication, settings, bulk, names, shown).run()
+    except psycopg.OperationalError as error:
+        raise SourceUnreachable(f"the source broke off while tables were copied anew: {error}") from error
+    except psycopg.Error as error:
+        raise SourceError(
+            f"the source can't be copied from: {error.diag.message_primary or error}"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A snapshot of the source and the position it stands at. `keeper` keeps it alive, and sees it."""
+
+    application: str
+    database: DatabaseSettings
+    lsn: int
+    snapshot: str
+    keeper: AsyncConnection[Any]
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncConnection[Any]]:
+        async with contextlib.AsyncExitStack() as stack:
+            yield await _session(self.application, self.database, stack)
+
+    @contextlib.asynccontextmanager
+    async def seen(self, reader: AsyncConnection[Any]) -> AsyncIterator[None]:
+        """A short transaction that sees exactly the snapshot. One that failed in it is of no more use."""
+        await reader.execute(f"{_BEGIN}; SET TRANSACTION SNAPSHOT '{self.snapshot}'".encode())
+        yield
+        await reader.execute(b"COMMIT")
+
+
+@contextlib.asynccontextmanager
+async def _view(application: str, database: DatabaseSettings) -> AsyncIterator[_View]:
+    async with contextlib.AsyncExitStack() as stack:
+        keeper = await _session(application, database, stack)
+        maker = ReplicationConnection(database, application_name=application)
+        try:
+            await maker.open()
+            slot = f"castling_view_{secrets.token_hex(8)}"
+            rows = await maker.query(
+                f"CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT"
+            )
+            await keeper.execute(f"{_BEGIN}; SET TRANSACTION SNAPSHOT '{rows[0][2]}'".encode())
+        finally:
+            maker.close()
+        cursor = await keeper.execute(b"SELECT pg_catalog.pg_export_snapshot()")
+        row = await cursor.fetchone()
+        assert row is not None
+        yield _View(application, database, parse_lsn(str(rows[0][1])), str(row[0]), keeper)
+
+
+async def _session(
+    application: str, database: DatabaseSettings, stack: contextlib.AsyncExitStack
+) -> AsyncConnection[Any]:
+    connection = await connect(database, application_name=application, autocommit=True)
+    stack.push_async_callback(connection.close)
+    for statement in _SESSION:
+        await connection.execute(statement.encode())
+    return connection
+
+
+class _Copies:
+    """The tables that one view is copied for."""
+
+    def __init__(
+        self,
+        view: _View,
+        publication: str,
+        settings: GroupSettings,
+        bulk: Bulk,
+        names: list[tuple[str, str]],
+        shown: list[PartProgress],
+    ) -> None:
+        self._view = view
+        self._publication = publication
+        self._settings = settings
+        self._bulk = bulk
+        self._names = names
+        self._shown = shown
+        #: the file of each table in the snapshot, by oid
+        self._files: dict[int, int] = {}
+        self._call: BulkCall | None = None
+
+    async def run(self) -> None:
+        """What one table meets keeps no other back; what may pass is raised when all have been tried."""
+        chosen = await self._look()
+        passing: CastlingError | None = None
+        for schema, name in self._names:
+            table = chosen.get((schema, name))
+            try:
+                if table is None:
+                    await self._tell(Refused(schema, name, _UNKNOWN))
+                else:
+                    await self._copy(table)
+            except (SeedFailed, StateError) as error:
+                passing = error  # rewritten meanwhile, or not wanted any longer
+            except TargetError as error:
+                if error.retryable:
+                    raise
+                # else the target has noted why, and does not want it any longer
+        if passing is not None:
+            raise passing
+
+    async def _look(self) -> dict[tuple[str, str], Table]:
+        """The tables of the stream as their changes are logged: partitions instead of their roots."""
+        keeper = self._view.keeper
+        cursor = await keeper.execute(b"SELECT oid, relfilenode FROM pg_catalog.pg_class")
+        self._files = {int(oid): int(file) for oid, file in await cursor.fetchall()}
+        cursor = await keeper.execute(
+            "SELECT schemaname, tablename FROM pg_catalog.pg_publication_tables WHERE pubname = %s",
+            (self._publication,),
+        )
+        streamed = {(str(schema), str(name)) for schema, name in await cursor.fetchall()}
+        tables = {(table.schema, table.name): table for table in await read_tables(keeper)}
+        return {name: tables[name] for name in streamed & tables.keys()}
+
+    async def _tell(self, request: PartRequest, body: AsyncIterator[bytes] | None = None) -> None:
+        call, self._call = self._call or await self._bulk.open(), None
+        await call(encode_part(request), body)
+        self._call = call  # one that has failed may be closed
+
+    async def _copy(self, table: Table) -> None:
+        names = [column.name for column in table.copied_columns]
+        progress = PartProgress(f"{table.schema}.{table.name}", table.bytes, time.time_ns())
+        self._shown.append(progress)
+        try:
+            async with self._view.session() as reader:
+                rows = self._rows(reader, table, names, progress)
+                await self._tell(Anew(table.schema, table.name, names, self._view.lsn), rows)
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as error:
+            reason = f"the source refused to be read: {error.diag.message_primary or error}"
+            await self._tell(Refused(table.schema, table.name, reason))
+        finally:
+            self._shown.remove(progress)
+
+    async def _rows(
+        self, reader: AsyncConnection[Any], table: Table, names: list[str], progress: PartProgress
+    ) -> AsyncIterator[bytes]:
+        listed = ", ".join(quoted(name) for name in names)
+        for condition in chunks(table, await self._pages(table), chunk_rows=self._settings.seed.chunk_rows):
+            statement = f"COPY (SELECT {listed} FROM ONLY {table.sql} {condition}) TO STDOUT"
+            async with self._view.seen(reader):
+                async for block in _blocks(reader, statement):
+                    progress.rows += block.count(b"\n")  # those within values are written otherwise
+                    progress.bytes += len(block)
+                    yield block
+                await self._is_as_seen(reader, table)
+
+    async def _pages(self, table: Table) -> int:
+        cursor = await self._view.keeper.execute(
+            "SELECT pg_catalog.pg_relation_size(%s::pg_catalog.oid::pg_catalog.regclass)"
+            " / pg_catalog.current_setting('block_size')::int8",
+            (table.oid,),
+        )
+        row = await cursor.fetchone()
+        return int(row[0] or 0) if row else 0
+
+    async def _is_as_seen(self, reader: AsyncConnection[Any], table: Table) -> None:
+        """While the lock of the chunk is still held: is this still the file that the snapshot knew?"""
+        cursor = await reader.execute(
+            "SELECT pg_catalog.pg_relation_filenode(%s::pg_catalog.oid::pg_catalog.regclass)", (table.oid,)
+        )
+        row = await cursor.fetchone()
+        if row is None or row[0] != self._files.get(table.oid):
+            raise SeedFailed(f"{table} was rewritten while it was copied anew; it is tried again")
+
+
+async def _blocks(reader: AsyncConnection[Any], statement: str) -> AsyncIterator[bytes]:
+    async with reader.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+        block = bytearray()
+        async for data in copy:
+            block += data
+            if len(block) >= _BLOCK:
+                yield bytes(block)
+                block.clear()
+        if block:
+            yield bytes(block)
