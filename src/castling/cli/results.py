@@ -81,7 +81,7 @@ _STREAM = (
      "list; null: not known"),
     ("holds", "parts (tables) of the target that stand still, oldest first; null: not known yet"),
     ("holds.*.part", "which, such as public.orders"),
-    ("holds.*.state", "held, copying (it is copied anew), releasing or lost (its changes are no longer kept)"),
+    ("holds.*.state", "held, copying (anew), releasing or lost (its changes are no longer kept)"),
     ("holds.*.offset", "source position up to which it is whole"),
     ("holds.*.since_ns", "since when, ns since 1970"),
     ("holds.*.age_s", "for how long, seconds"),
