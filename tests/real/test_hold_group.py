@@ -20,7 +20,7 @@ def _count(cluster: Cluster, table: str) -> object:
 
 
 def test_one_bad_table_is_shown_and_comes_back() -> None:
-    with Cluster() as cluster:
+    with Cluster(group={"on_error": "hold"}) as cluster:
         east, west = cluster.servers["east"], cluster.servers["west"]
         east.execute(_TABLES, cluster.database)
         east.execute("INSERT INTO bad SELECT i, 'x' FROM generate_series(1, 100) i", cluster.database)
