@@ -24,6 +24,7 @@ class Follower:
     def __init__(self, pair: Pair, **settings: Any) -> None:
         self.pair = pair
         self.stream: Stream = pair.stream(**settings)
+        self.seed_target = KIND.seed_target(self.stream)
         self.journal = Journal()
         self.reports: list[dict[str, Any]] = []
 

@@ -15,7 +15,9 @@ from tests.real.pg_cast import Pair, database_pair
 from castling.apply.schedule import Limits
 from castling.errors import NotFound, PartsMoved, StateError, TargetUnreachable
 from castling.kinds.base import Held
+from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.kind import KIND
+from castling.kinds.postgres.lsn import lsn_text
 from castling.kinds.postgres.target import PostgresTarget
 from castling.testing.servers import EmbeddedServer
 
@@ -308,3 +310,54 @@ async def test_entries_that_are_forgotten_are_noticed(pair: Pair) -> None:
     settings = follower.stream.settings.databases["west"]
     await _applied(follower, target=lambda: _Forgetful(follower.stream.group, settings, on_error="hold"))
     assert not follower.compared().equal, "rows that were never applied were not noticed"
+
+
+async def test_a_truncate_passes_a_relative_that_is_on_hold(pair: Pair) -> None:
+    """A table that another refers to can't be truncated without it; it is emptied all the same."""
+    relatives = """
+        CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (id int PRIMARY KEY REFERENCES parent)
+    """
+    pair.source(relatives)
+    pair.target(relatives)
+    follower = Follower(pair, on_error="hold")
+    await follower.begin()
+    pair.source("INSERT INTO parent SELECT generate_series(1, 5); INSERT INTO child SELECT id FROM parent")
+    await follower.capture()
+    await _applied(follower)
+    await KIND.move_parts(follower.stream, "hold", ["public.child"], "a test")
+    pair.source("TRUNCATE parent CASCADE; INSERT INTO parent VALUES (6)")
+    await follower.capture()
+    await _applied(follower)
+    assert [each.part for each in await _held(follower)] == ["public.child"]
+    assert pair.target("SELECT id FROM parent") == [(6,)]
+    assert pair.target("SELECT count(*) FROM child") == [(5,)]
+    await KIND.move_parts(follower.stream, "release", [], "")
+    await _applied(follower)
+    assert await _held(follower) == []
+    follower.assert_equal()
+
+
+async def test_a_table_that_waits_for_its_truncate_may_be_on_hold(pair: Pair) -> None:
+    """Truncated during the first copy, and on hold since: the stream passes without its TRUNCATE."""
+    follower = Follower(pair, on_error="hold")
+    await follower.begin()
+    pair.source("INSERT INTO heap VALUES (1, 'gone')")
+    pair.source("TRUNCATE heap")
+    await follower.capture()
+    target = follower.target()
+    await target.open()
+    await target.close()
+    pair.target(CREATE_EMPTIED)
+    pair.target(
+        f"INSERT INTO castling.seed_emptied VALUES ('{pair.name}', 'public', 'heap',"
+        f" '{lsn_text(pair.end_of_log())}')"
+    )
+    await KIND.move_parts(follower.stream, "hold", ["public.heap"], "a test")
+    pair.source("INSERT INTO heap VALUES (2, 'new'); INSERT INTO good VALUES (1, 'v')")
+    await follower.capture()
+    await _applied(follower)
+    assert pair.target("SELECT count(*) FROM good") == [(1,)]
+    await KIND.move_parts(follower.stream, "release", [], "")
+    await _applied(follower)
+    assert await _held(follower) == []
+    follower.assert_equal()

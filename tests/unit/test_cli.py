@@ -534,6 +534,15 @@ def test_definitions_that_differ_are_named_with_the_command_that_shows_them() ->
     assert "as on the source" not in details(tree(definitions={"differ": [], "as_of_ns": 1}))
 
 
+def test_a_copy_of_one_table_has_a_bar() -> None:
+    hold = {"part": "public.a", "state": "copying", "age_s": 4.0, "pinned_bytes": 2048}
+    copy = {"part": "public.a", "rows": 70, "bytes": 512, "bytes_total": 1024}
+    told = details(tree(holds=[{**hold, "copy": copy}]))
+    assert "public.a on west: copying for 4.0s, keeps 2.0 KiB of the journal, [" in told
+    assert "]  50%  70 rows, 512 B" in told
+    assert details(tree(holds=[{**hold, "copy": None}])).endswith("of the journal")
+
+
 def test_what_is_left_behind_is_listed() -> None:
     assert "west: not in the log, so not carried: public.u" in details(tree(left_behind=["public.u"]))
     assert "not carried" not in details(tree(left_behind=None))

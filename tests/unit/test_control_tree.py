@@ -184,3 +184,21 @@ def test_definitions_of_both_ends_are_compared_and_what_is_not_known_is_not_equa
         "view definitions",
     ]
     assert told(here, None) == told(None, here) == {"differ": None, "as_of_ns": None}
+
+
+def test_a_part_that_is_copied_anew_shows_how_far_its_copy_is_and_each_state_its_way_out() -> None:
+    def hold(part: str, state: str) -> dict[str, Any]:
+        return {"part": part, "state": state, "reason": "a row is missing"}
+
+    copy = {"part": "public.a", "rows": 5, "bytes": 50, "bytes_total": 100, "started_ns": 1}
+    holds = [hold("public.a", "copying"), hold("public.b", "held"), hold("public.c", "lost")]
+    found = stream(apply={"holds": holds}, source={"copies": [copy]})
+    assert [each["copy"] for each in found["holds"]] == [copy, None, None]
+    assert found["state"] == "on-hold"
+    told = {each["message"].partition(" ")[0]: each for each in found["warnings"]}
+    assert "by itself" in told["public.a"]["hint"]
+    assert "group release" in told["public.b"]["hint"]
+    assert told["public.c"]["code"] == "part-lost"
+    assert "group resync" in told["public.c"]["hint"]
+    assert stream()["holds"] is None  # not known yet
+    assert stream(apply={"holds": []})["holds"] == []

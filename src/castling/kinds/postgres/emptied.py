@@ -11,7 +11,7 @@ position without a TRUNCATE was rewritten by something else, and stops the group
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -72,12 +72,19 @@ class EmptiedTables:
                 kept.append(change)
         return kept
 
-    async def settle(self, connection: AsyncConnection[Any], offset: int) -> None:
+    async def settle(
+        self, connection: AsyncConnection[Any], offset: int, elsewhere: Collection[tuple[str, str]]
+    ) -> None:
         """Before the commit that takes the target to `offset`: forget, in the same transaction, the tables
-        that are right again. TargetDiverged if a TRUNCATE that must have come by now has not."""
+        that are right again. TargetDiverged if a TRUNCATE that must have come by now has not; but those
+        that are `elsewhere` (see `holds`) have not come so far."""
         if not self._committed:
             return
-        late = sorted(f"{schema}.{name}" for (schema, name), until in self._now.items() if until < offset)
+        late = sorted(
+            f"{table[0]}.{table[1]}"
+            for table, until in self._now.items()
+            if until < offset and table not in elsewhere
+        )
         if late:
             raise TargetDiverged(
                 "while the first copy read them, tables were rewritten on the source, and not by TRUNCATE: "

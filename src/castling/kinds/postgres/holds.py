@@ -156,6 +156,10 @@ class TablePositions:
     def _due(self, relation: Relation, offset: int, progress: int) -> bool:
         return due(self._places.get((relation.schema, relation.name)), offset, progress)
 
+    def elsewhere(self) -> set[Table]:
+        """The tables that are not where the stream is."""
+        return {table for table, place in self._places.items() if place.state != "live"}
+
     async def settle(self, connection: AsyncConnection[Any], offset: int, progress: int) -> None:
         """Before the commit that takes the target to `offset`, in the same transaction: the tables that are
         on their way are there too; those that have reached the stream are forgotten."""

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
-from castling.errors import StateError, TargetError, TargetUnreachable
+from castling.errors import SeedFailed, StateError, TargetError, TargetUnreachable
 from castling.kinds.postgres import progress
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
@@ -58,6 +58,8 @@ class TableCopies:
     def __init__(self, group: str, settings: DatabaseSettings) -> None:
         self._group = group
         self._settings = settings
+        #: by table: the position of a copy that was refused, before the stream had come there
+        self._refused: dict[tuple[str, str], int] = {}
 
     async def _connect(self) -> AsyncConnection[Any]:
         connection = await connect(
@@ -83,6 +85,7 @@ class TableCopies:
     async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes:
         request = decode_part(meta)
         connection = await self._connect()
+        applied = await progress.read(connection, self._group)
         try:
             if isinstance(request, Refused):
                 await self._note(connection, request, None)
@@ -94,6 +97,9 @@ class TableCopies:
             ) from error
         except psycopg.Error as error:
             reason = f"its new copy was refused: {error.diag.message_primary or error}"
+            if isinstance(request, Anew) and self._is_early(request, applied):
+                again = f"{request.schema}.{request.table}: {reason}; it is tried once more"
+                raise SeedFailed(again) from error
             await self._note(connection, Refused(request.schema, request.table, reason), error.sqlstate)
             raise TargetError(
                 f"{request.schema}.{request.table}: {reason}",
@@ -102,6 +108,16 @@ class TableCopies:
             ) from error
         finally:
             await connection.close()
+
+    def _is_early(self, request: Anew, applied: int) -> bool:
+        """Whether a refused copy is to be tried once more. It is of a later moment than what was `applied`
+        when it began, and what came between may be what it lacks (a column, say); not so one that began
+        after the stream had passed an earlier refused one."""
+        table = (request.schema, request.table)
+        if applied >= self._refused.setdefault(table, request.lsn):
+            del self._refused[table]
+            return False
+        return True
 
     async def _note(self, connection: AsyncConnection[Any], refused: Refused, sqlstate: str | None) -> None:
         """The table stays as it is, with the reason; it is not wanted again by itself."""
@@ -133,9 +149,12 @@ class TableCopies:
             await cursor.execute(_DONE, key)
             if cursor.rowcount != 1:
                 raise StateError(
-                    f"a new copy of {request.schema}.{request.table} came that is not wanted any longer"
+                    f"a new copy of {request.schema}.{request.table} came that is not wanted any longer",
+                    hint="it was called off, or took so long that the journal could not keep what follows it:"
+                    " then raise retention.hold",
                 )
-            return rows
+        self._refused.pop((request.schema, request.table), None)
+        return rows
 
 
 async def _only(cursor: psycopg.AsyncCursor[Any], table: str) -> str:

@@ -167,7 +167,7 @@ class PostgresTarget:
     async def commit(self, commit: Commit) -> None:
         with self._explained():
             connection = await self._begin()
-            await self._emptied.settle(connection, commit.offset)
+            await self._emptied.settle(connection, commit.offset, self._positions.elsewhere())
             await self._positions.settle(connection, commit.offset, self._progress)
             if commit.offset > self._progress:  # not while a released table is brought up to it
                 await progress.write(connection, self._group, commit.offset, commit.committed_ns)

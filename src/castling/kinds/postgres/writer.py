@@ -311,8 +311,18 @@ class Writer:
         await handler(self._connection, message.content)
 
     async def _truncate(self, change: Truncate) -> None:
+        """A table that another refers to is truncated only together with it. That one may be on hold, and
+        keeps its rows; the rows of this one are then deleted."""
         tables = [await self._mapping.table(relation) for relation in change.relations]
-        await self._connection.execute(truncate(tables, restart_identity=change.restart_identity).encode())
+        await self._connection.execute(b"SAVEPOINT castling_truncate")
+        try:
+            statement = truncate(tables, restart_identity=change.restart_identity)
+            await self._connection.execute(statement.encode())
+        except psycopg.errors.FeatureNotSupported:
+            await self._connection.execute(b"ROLLBACK TO SAVEPOINT castling_truncate")
+            for table in tables:
+                await self._connection.execute(f"DELETE FROM {table.only}".encode())
+        await self._connection.execute(b"RELEASE SAVEPOINT castling_truncate")
 
     # --- row by row ---------------------------------------------------------------------------
 
