@@ -15,7 +15,7 @@ from castling.kinds.postgres.kind import KIND
 from castling.kinds.postgres.target import PostgresTarget
 from castling.testing.compare import Comparison, compare
 
-__all__ = ["Follower"]
+__all__ = ["DyingTarget", "Follower", "random_limits"]
 
 
 class Follower:
@@ -100,3 +100,30 @@ class Follower:
 def random_limits(chance: random.Random) -> Limits:
     """From one transaction at a time to all at once."""
     return Limits(changes=chance.choice([1, 7, 50, 50_000]))
+
+
+class DyingTarget(PostgresTarget):
+    """Its server session is terminated before the statement numbered `left`."""
+
+    def __init__(self, follower: Follower, left: int) -> None:
+        super().__init__(follower.stream.group, follower.stream.settings.databases["west"])
+        self._west = follower.pair.west
+        self._left = left
+
+    async def open(self) -> int:
+        progress = await super().open()
+        connection = self._connection
+        assert connection is not None
+        execute = connection.execute
+
+        async def dying(query: Any, *arguments: Any, **how: Any) -> Any:
+            self._left -= 1
+            if self._left == 0:
+                self._west.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    f" WHERE application_name = '{self._application}'"
+                )
+            return await execute(query, *arguments, **how)
+
+        connection.execute = dying  # type: ignore[method-assign]
+        return progress

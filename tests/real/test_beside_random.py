@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.real.apply_cast import Follower, random_limits
+from tests.real.apply_cast import DyingTarget, Follower, random_limits
 from tests.real.pg_cast import Pair, captured, database_pair, until
 
 from castling.errors import TargetUnreachable
 from castling.kinds.postgres.sequence_target import SequenceTarget
-from castling.kinds.postgres.target import PostgresTarget
 from castling.testing.servers import EmbeddedServer
 
 MARGIN = 50
@@ -40,33 +39,6 @@ def pair(east: EmbeddedServer, west: EmbeddedServer, tmp_path: Path) -> Iterator
         made.source(_TABLES)
         made.target(_TABLES)
         yield made
-
-
-class _Dying(PostgresTarget):
-    """Its server session is terminated before a chosen statement."""
-
-    def __init__(self, follower: Follower, left: int) -> None:
-        super().__init__(follower.stream.group, follower.stream.settings.databases["west"])
-        self._west = follower.pair.west
-        self._left = left
-
-    async def open(self) -> int:
-        progress = await super().open()
-        connection = self._connection
-        assert connection is not None
-        execute = connection.execute
-
-        async def dying(query: Any, *arguments: Any, **how: Any) -> Any:
-            self._left -= 1
-            if self._left == 0:
-                self._west.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    f" WHERE application_name = '{self._application}'"
-                )
-            return await execute(query, *arguments, **how)
-
-        connection.execute = dying  # type: ignore[method-assign]
-        return progress
 
 
 def _step(pair: Pair, chance: random.Random, number: int) -> None:
@@ -138,7 +110,7 @@ async def _run(pair: Pair, seed: int) -> int:
                         deaths += 1
                         await follower.apply(
                             limits=random_limits(chance),
-                            target=lambda: _Dying(follower, left),  # noqa: B023
+                            target=lambda: DyingTarget(follower, left),  # noqa: B023
                         )
                         deaths -= 1
             await _looked(follower, capture)

@@ -12,6 +12,7 @@ import pytest
 from tests.real.pg_cast import Pair, captured, database_pair, until
 
 from castling.config import DatabaseSettings, SeedSettings
+from castling.errors import NotReplicable
 from castling.kinds.base import Finding, Severity
 from castling.kinds.postgres.facts import SourceFacts, TargetFacts
 from castling.kinds.postgres.judge import judge_source, judge_target
@@ -279,6 +280,41 @@ async def test_a_partitioned_table_without_a_key_is_refused_beforehand(pair: Pai
     found = await _check(pair)
     assert ("public.p", "partitions-unfit") in _refused(found)
     assert ("public.p", "sets-identity-full") not in found
+
+
+_GENERATED = "g int GENERATED ALWAYS AS (a * 2) STORED"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        f"CREATE TABLE t (a int, {_GENERATED})",
+        f"CREATE TABLE t (a int PRIMARY KEY, {_GENERATED}); ALTER TABLE t REPLICA IDENTITY FULL",
+        f"CREATE TABLE t (a int, {_GENERATED}, PRIMARY KEY (g))",
+        f"CREATE TABLE t (a int NOT NULL, {_GENERATED} NOT NULL); CREATE UNIQUE INDEX i ON t (g);"
+        "ALTER TABLE t REPLICA IDENTITY USING INDEX i",
+        f"CREATE TABLE t (a int PRIMARY KEY, {_GENERATED}) PARTITION BY RANGE (a);"
+        "CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (9); ALTER TABLE t1 REPLICA IDENTITY FULL",
+    ],
+)
+async def test_a_row_told_by_a_generated_column_is_refused_and_never_published(
+    pair: Pair, table: str
+) -> None:
+    """Published, the table would refuse its own users' updates."""
+    pair.source(f"{table}; INSERT INTO t (a) VALUES (1)")
+    found = await _check(pair)
+    assert ("public.t", "identity-unpublished") in _refused(found)
+    assert ("public.t", "sets-identity-full") not in found
+    seed = KIND.seed_source(pair.stream())
+    with pytest.raises(NotReplicable, match="generated column"):
+        await seed.begin()
+    await seed.close()
+    pair.source("UPDATE t SET a = 2; DELETE FROM t")
+
+
+async def test_a_key_beside_a_generated_column_is_none_of_it(pair: Pair) -> None:
+    pair.source(f"CREATE TABLE t (a int PRIMARY KEY, {_GENERATED})")
+    assert ("public.t", "identity-unpublished") not in _refused(await _check(pair))
 
 
 async def test_a_partitioned_table_is_as_large_as_its_partitions(pair: Pair) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.real.apply_cast import Follower
+from tests.real.apply_cast import DyingTarget, Follower
 from tests.real.pg_cast import BulkTo, Pair, database_pair
 
 from castling.apply.schedule import Limits
@@ -33,7 +33,6 @@ from castling.config import SeedSettings
 from castling.errors import TargetUnreachable
 from castling.kinds.base import Severity
 from castling.kinds.postgres.kind import KIND
-from castling.kinds.postgres.target import PostgresTarget
 from castling.testing.compare import compare
 from castling.testing.servers import EmbeddedServer
 
@@ -96,40 +95,12 @@ def servers(request: pytest.FixtureRequest, bin15: Path) -> Iterator[tuple[Embed
         yield east, west
 
 
-class _Dying(PostgresTarget):
-    """Its server session is terminated before a chosen statement."""
-
-    def __init__(self, follower: Follower, left: int) -> None:
-        super().__init__(follower.stream.group, follower.stream.settings.databases["west"])
-        self._west = follower.pair.west
-        self._left = left
-
-    async def open(self) -> int:
-        progress = await super().open()
-        connection = self._connection
-        assert connection is not None
-        execute = connection.execute
-
-        async def dying(query: Any, *arguments: Any, **how: Any) -> Any:
-            self._left -= 1
-            if self._left == 0:
-                self._west.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    f" WHERE application_name = '{self._application}'"
-                )
-            return await execute(query, *arguments, **how)
-
-        connection.execute = dying  # type: ignore[method-assign]
-        return progress
-
-
 async def _apply_through_deaths(follower: Follower, limits: Limits) -> int:
     chance, deaths = random.Random(7), 0
     while deaths < 300:
         try:
-            left = chance.randrange(5, 20 * 3**deaths)
-            mortal = deaths < 5
-            await follower.apply(limits=limits, target=partial(_Dying, follower, left) if mortal else None)
+            dying = partial(DyingTarget, follower, chance.randrange(5, 20 * 3**deaths))
+            await follower.apply(limits=limits, target=dying if deaths < 5 else None)
         except TargetUnreachable:
             deaths += 1
             continue

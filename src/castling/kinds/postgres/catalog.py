@@ -55,7 +55,12 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::tex
           FROM pg_catalog.pg_index i
           CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY u(number, place)
           JOIN pg_catalog.pg_attribute k ON k.attrelid = c.oid AND k.attnum = u.number
-         WHERE i.indrelid = c.oid AND i.indisprimary)
+         WHERE i.indrelid = c.oid AND i.indisprimary),
+       EXISTS (SELECT FROM pg_catalog.pg_index i
+                 JOIN pg_catalog.pg_attribute g ON g.attrelid = c.oid AND g.attnum = ANY (i.indkey::int2[])
+                WHERE i.indrelid = c.oid AND g.attgenerated <> ''
+                  AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END),
+       pg_catalog.current_setting('server_version_num')::int4 < 180000
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p', 'f', 'm')
@@ -123,6 +128,9 @@ class Table:
     ancestors: tuple[str, ...]
     columns: tuple[TableColumn, ...]
     primary_key: tuple[str, ...]
+    generated_in_key: bool = False
+    #: the server lets rows be identified as a whole though generated columns are not published
+    whole_rows_fit: bool = True
 
     def __str__(self) -> str:
         return table_name(self.schema, self.name)
@@ -130,6 +138,20 @@ class Table:
     @property
     def sql(self) -> str:
         return ".".join('"' + part.replace('"', '""') + '"' for part in (self.schema, self.name))
+
+    @property
+    def identity_problem(self) -> str | None:
+        """Why its updates and deletes can't be published: the server would refuse them to everybody.
+
+        Generated columns are not published, so no row can be told by one (PostgreSQL 18 checks it for whole
+        rows too; older servers leave such columns out of them).
+        """
+        hint = "a generated column, which is not published"
+        if self.has_identity and self.identity != "f":
+            return f"is identified by {hint}" if self.generated_in_key else None
+        if self.whole_rows_fit or not any(column.generated for column in self.columns):
+            return None
+        return f"has no key and {hint}: PostgreSQL would refuse its updates and deletes"
 
     @property
     def has_identity(self) -> bool:
@@ -185,7 +207,7 @@ async def read_tables(connection: AsyncConnection[Any], *, measured: bool = True
     for row in await cursor.fetchall():
         columns = tuple(TableColumn(*column) for column in row[15] or ())
         ancestors = tuple(table_name(*names) for names in row[14] or ())
-        fields: list[Any] = [*row[:14], ancestors, columns, tuple(row[16] or ())]
+        fields: list[Any] = [*row[:14], ancestors, columns, tuple(row[16] or ()), row[17], row[18]]
         found.append(Table(*fields))
     return found
 

@@ -23,7 +23,7 @@ from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, re
 from castling.kinds.postgres.judge import judge_source, judge_table, judge_target
 from castling.kinds.postgres.judge_beside import judge_needed, judge_outside, judge_target_sequences
 from castling.kinds.postgres.outside_read import read_available_extensions, read_outside, read_roles_needed
-from castling.kinds.postgres.publication import partition_problems, published
+from castling.kinds.postgres.publication import identity_problems, partition_problems, published
 from castling.kinds.postgres.sequence_watch import read_sequences
 from castling.kinds.postgres.session import slot_name
 from castling.kinds.postgres.tools import find_tool
@@ -59,6 +59,8 @@ async def check_stream(stream: Stream) -> list[Finding]:
     tables = published(source.tables, settings)
     for root, reason, hint in partition_problems(tables, source.tables, settings):
         found.append(refused(str(root), "partitions-unfit", reason, hint))
+    for table, reason, hint in identity_problems(tables, source.tables):
+        found.append(refused(str(table), "identity-unpublished", reason, hint))
     if not tables:
         found.append(
             refused("group", "no-tables", "the patterns choose no table", "look at include and exclude")

@@ -168,7 +168,7 @@ def judge_table(
     if found:
         return found  # nothing will be done to it
     is_plain = table.kind == "r"  # of a partitioned table its partitions decide: see partition_problems
-    if is_plain and not table.has_identity:
+    if is_plain and not table.has_identity and table.identity_problem is None:
         found.append(_judge_identity(table, (activity or {}).get(table.oid)))
     if table.identity == "f" or (is_plain and not table.has_identity):
         found.append(

@@ -24,6 +24,7 @@ from castling.kinds.postgres.session import RESEED, Published, created_comment
 
 __all__ = [
     "ensure_publication",
+    "identity_problems",
     "note_beginning",
     "partition_problems",
     "partitions_of",
@@ -74,9 +75,23 @@ def partition_problems(
     return found
 
 
+def identity_problems(tables: list[Table], everything: list[Table]) -> list[tuple[Table, str, str]]:
+    """Which of `tables` would refuse updates and deletes once published: table, reason, way out. Pure."""
+    found = []
+    for table in tables:
+        leaves = partitions_of(table, everything) if table.kind == "p" else [table]
+        for leaf in leaves:
+            if leaf.identity_problem is not None:
+                inside = "" if leaf is table else f" (its partition {leaf})"
+                found.append((table, leaf.identity_problem + inside, _KEY))
+                break
+    return found
+
+
 def _needing_identity(tables: list[Table], everything: list[Table], settings: GroupSettings) -> list[Table]:
     """The tables to give REPLICA IDENTITY FULL. NotReplicable where that would not last."""
-    for root, reason, hint in partition_problems(tables, everything, settings):
+    problems = partition_problems(tables, everything, settings) + identity_problems(tables, everything)
+    for root, reason, hint in problems:
         raise NotReplicable(f"{root} {reason}", hint=hint)
     return [table for table in tables if table.kind == "r" and not table.has_identity]
 

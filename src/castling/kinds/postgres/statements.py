@@ -114,9 +114,16 @@ def create_stage(stage: str, table: TargetTable, shape: Shape) -> str:
     return f"CREATE TEMPORARY TABLE {stage} ({columns})"
 
 
+#: types to which a cast from text does not read what the type's output writes ("-", digits, octal bytes)
+_INPUT = {"regclass": "regclassin", '"char"': "charin"}
+
+
 def _staged(table: TargetTable, shape: Shape, index: int) -> str:
     if shape.text >> index & 1:
-        return f"s.c{index}::{table.columns[index].type}"
+        type_ = table.columns[index].type
+        if type_ in _INPUT:
+            return f"pg_catalog.{_INPUT[type_]}(pg_catalog.textout(s.c{index}))"
+        return f"s.c{index}::{type_}"
     return f"s.c{index}"
 
 
