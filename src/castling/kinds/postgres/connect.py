@@ -7,6 +7,7 @@ never contain it, and are scrubbed of it all the same.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from pathlib import Path
@@ -28,6 +29,8 @@ from castling.errors import (
 __all__ = ["connect", "parameters", "password_of", "scrubbed"]
 
 CONNECT_TIMEOUT_S = 10
+#: how long a connection that nobody wants any more may take to be made
+GIVEN_UP_S = 2.0
 #: a part of a line of a pgpass file, which may hold escaped colons, and one such escape
 _PART = re.compile(r"(?:^|:)((?:\\.|[^:\\])*)")
 _ESCAPED = re.compile(r"\\(.)")
@@ -119,6 +122,14 @@ def scrubbed(text: str, settings: DatabaseSettings) -> str:
     return text.replace(password, "***").strip() if password else text.strip()
 
 
+async def _not_half_way(connecting: asyncio.Task[AsyncConnection[Any]]) -> None:
+    """A connection that is given up while the server still authenticates it would stay there for a minute."""
+    await asyncio.wait((connecting,), timeout=GIVEN_UP_S)
+    connecting.cancel()
+    if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+        await connecting.result().close()
+
+
 async def connect(
     settings: DatabaseSettings,
     *,
@@ -127,10 +138,13 @@ async def connect(
     error: type[CastlingError] = SourceUnreachable,
 ) -> AsyncConnection[Any]:
     """A connection. `error`: what is raised when there can be none (source or target unreachable)."""
+    found = parameters(settings, application_name=application_name)
+    connecting = asyncio.create_task(AsyncConnection.connect("", autocommit=autocommit, **found))
     try:
-        return await AsyncConnection.connect(
-            "", autocommit=autocommit, **parameters(settings, application_name=application_name)
-        )
+        return await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        await _not_half_way(connecting)
+        raise
     except psycopg.OperationalError as failure:
         refused = "FATAL:" in str(failure)
         raise (_REFUSED.get(error, error) if refused else error)(
