@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from tests.real.apply_cast import Follower
-from tests.real.pg_cast import Pair, database_pair
+from tests.real.pg_cast import Pair, database_pair, until
 from tests.real.resync_cast import applied, asked, copied, held
 
 from castling.config import SeedSettings
@@ -272,6 +274,33 @@ async def test_a_copy_that_dies_in_the_middle_has_changed_nothing(pair: Pair) ->
     follower.assert_equal()
 
 
+async def test_a_copy_that_waits_for_the_source_can_be_broken_off(pair: Pair) -> None:
+    """A snapshot is made when the open transactions have ended: that can take long."""
+    follower = await _begun(pair, on_error="hold")
+    pair.target("DELETE FROM heap")
+    await asked(follower, "resync", "public.heap")
+    await applied(follower)
+    waiting = (
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'castling resync%'"
+        f" AND query LIKE 'CREATE_REPLICATION_SLOT%' AND datname = '{pair.name}' AND wait_event IS NOT NULL"
+        " AND state = 'active'"
+    )
+    with psycopg.connect(pair.east.dsn(pair.name)) as open_one:
+        open_one.execute("INSERT INTO heap VALUES (77, 'open')")
+        copy = asyncio.create_task(copied(follower))
+        await until(lambda: bool(pair.source(waiting)))
+        copy.cancel()
+        await asyncio.wait([copy], timeout=20)
+        assert copy.cancelled()
+        await until(lambda: not pair.source(waiting))
+    slots = "SELECT 1 FROM pg_replication_slots WHERE slot_name LIKE 'castling_view%'"
+    await until(lambda: not pair.source(slots))
+    assert await copied(follower)
+    await _passed(pair, follower)
+    assert await held(follower) == []
+    follower.assert_equal()
+
+
 async def test_a_copy_that_comes_late_is_thrown_away(pair: Pair) -> None:
     """Its position may be one that the journal has let go: taking it would lose what lies between."""
     follower = await _begun(pair, on_error="hold")
@@ -318,3 +347,37 @@ async def test_a_copy_taken_for_the_stream_s_place_is_noticed(pair: Pair) -> Non
     await follower.capture()
     await applied(follower)
     assert not follower.compared().equal, "rows that were applied twice were not noticed"
+
+
+# --- between versions -------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["15 to 18", "18 to 15"])
+def versions(
+    request: pytest.FixtureRequest, east: EmbeddedServer, west: EmbeddedServer, bin15: Path, tmp_path: Path
+) -> Iterator[Pair]:
+    with EmbeddedServer(name="fifteen", bin_folder=bin15) as old:
+        source, target = (old, west) if request.param == "15 to 18" else (east, old)
+        with database_pair(source, target, tmp_path) as made:
+            made.source(_TABLES)
+            made.target(_TABLES)
+            yield made
+
+
+async def test_a_table_is_copied_anew_between_versions(versions: Pair) -> None:
+    follower = await _begun(versions, on_error="resync")
+    versions.target("DELETE FROM good WHERE id = 3; DELETE FROM heap; DELETE FROM root")
+    _work(versions, 100)
+    await follower.capture()
+    await applied(follower)
+    await asked(follower, "resync", "public.heap", "public.root")
+    await applied(follower)
+    assert len(await held(follower)) == 4
+
+    async def between() -> None:
+        _work(versions, 200)
+
+    await copied(follower, between)
+    await _passed(versions, follower)
+    assert await held(follower) == []
+    follower.assert_equal()

@@ -35,6 +35,8 @@ __all__ = ["ReplicationConnection"]
 
 #: bytes read from the socket at once
 _PORTION = 128 << 10
+#: seconds for a command to end that was cancelled
+_CANCEL_S = 5.0
 _STATUS = struct.Struct(">cQQQqB")
 #: values that travel as text have one form, in which names of the server's objects come with their
 #: schema, and nothing but us ends an idle or long connection
@@ -110,7 +112,13 @@ class ReplicationConnection:
         if connection is None or connection.status != pq.ConnStatus.OK:
             raise SourceUnreachable("the replication connection is gone")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, connection.exec_, command.encode())
+        running = loop.run_in_executor(None, connection.exec_, command.encode())
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # its thread is still in libpq: freed under it, the connection would take the process with it
+            await _ended(connection, running)
+            raise
 
     def _refused(self, result: pq.abc.PGresult) -> NoReturn:
         message = result.error_message.decode(errors="replace")
@@ -291,3 +299,23 @@ class ReplicationConnection:
         if self._connection is not None:
             self._connection.finish()
             self._connection = None
+
+
+async def _ended(connection: pq.abc.PGconn, running: asyncio.Future[pq.abc.PGresult]) -> None:
+    """The command is cancelled on the server, where it may wait for others; unheard, it is hung up on."""
+    asyncio.get_running_loop().run_in_executor(None, _cancel, connection.get_cancel())
+    while not running.done():
+        with contextlib.suppress(asyncio.CancelledError):  # once more; it ends all the same
+            await asyncio.wait([running], timeout=_CANCEL_S)
+        if not running.done():
+            with (
+                contextlib.suppress(OSError, psycopg.OperationalError),
+                socket.socket(fileno=os.dup(connection.socket)) as heard,
+            ):
+                heard.shutdown(socket.SHUT_RDWR)
+    running.exception()  # nobody else looks
+
+
+def _cancel(command: pq.abc.PGcancel) -> None:
+    with contextlib.suppress(psycopg.OperationalError):
+        command.cancel()

@@ -42,6 +42,10 @@ _SESSION = (
     "SET lock_timeout = '30s'",
     "SET synchronous_commit = on",
 )
+_WANTED = """
+    SELECT 1 FROM castling.table_positions
+     WHERE stream = %(s)s AND schema = %(n)s AND name = %(t)s AND copying AND lsn <= %(l)s::pg_lsn
+"""
 _DONE = """
     UPDATE castling.table_positions SET state = 'held', copying = false, wanted = 'release', lsn = %(l)s
      WHERE stream = %(s)s AND schema = %(n)s AND name = %(t)s AND copying AND lsn <= %(l)s::pg_lsn
@@ -135,6 +139,9 @@ class TableCopies:
         columns = ", ".join(quoted(name) for name in request.columns)
         key = {"s": self._group, "n": request.schema, "t": request.table, "l": lsn_text(request.lsn)}
         async with connection.transaction(), connection.cursor() as cursor:
+            await cursor.execute(_WANTED, key)
+            if cursor.rowcount != 1:  # asked again at the end: here it spares the work
+                raise StateError(f"no copy of {request.schema}.{request.table} is wanted now")
             # against others that write; those who read see the table as it was, until the commit
             await cursor.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE".encode())
             await cursor.execute(f"DELETE FROM {await _only(cursor, table)}{table}".encode())
