@@ -136,6 +136,16 @@ async def test_an_error_is_healed_by_itself(pair: Pair) -> None:
     follower.assert_equal()
 
 
+async def test_what_a_copy_can_not_mend_waits_for_a_person(pair: Pair) -> None:
+    follower = await _begun(pair, on_error="resync")
+    pair.target("ALTER TABLE bad ADD CHECK (id < 105)")
+    _work(pair, 100)
+    await follower.capture()
+    await applied(follower)
+    assert [(one.part, one.state) for one in await held(follower)] == [("public.bad", "held")]
+    assert not await copied(follower)
+
+
 async def test_it_is_not_tried_for_ever(pair: Pair) -> None:
     follower = await _begun(pair, on_error="resync")
     states = []

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from castling.errors import StateError
 from castling.testing.cluster import GROUP, Cluster, wait_for
 from castling.testing.compare import compare
 
@@ -109,6 +110,8 @@ def test_a_table_is_copied_anew_by_itself_and_by_hand() -> None:
         cluster.cli("east", "group", "hold", GROUP, "public.bad")
         wait_for(lambda: bool(_holds(cluster)), "held by hand")
         east.execute("UPDATE bad SET n = 7; INSERT INTO good (v) VALUES ('last')", cluster.database)
+        with pytest.raises(StateError, match=r"nothing was changed\. Copied anew would be public\.bad"):
+            cluster.cli("east", "group", "resync", GROUP)
         assert _asked(cluster) == ["asked"]
         _equal(cluster)
 

@@ -60,10 +60,19 @@ def _resync(
     yes: Yes = False,
 ) -> Result:
     """Copy tables anew from the primary while the others go on; they are live again by themselves."""
-    named = ", ".join(tables or ["all tables on hold"])
-    if not (yes or ask(f"Replace the rows of {named} on the backup by a new copy?")):
-        raise UsageError("not confirmed; nothing was changed", hint="--yes copies without asking")
+    if not yes:
+        named = ", ".join(tables or _on_hold(session, group)) or "no table (none is on hold)"
+        if not ask(f"Replace the rows of {named} on the backup by a new copy?"):
+            raise UsageError(
+                f"not confirmed; nothing was changed. Copied anew would be {named}",
+                hint="--yes copies without asking",
+            )
     return _ask(session, group, "resync", tables or [], reason)
+
+
+def _on_hold(session: Session, group: str) -> list[str]:
+    tree: dict[str, Any] = session.call("GET", f"/v1/groups/{group}")
+    return sorted({hold["part"] for stream in tree["streams"] for hold in stream["holds"] or ()})
 
 
 def _ask(session: Session, group: str, action: str, tables: list[str], reason: str) -> Result:
