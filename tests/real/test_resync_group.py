@@ -130,14 +130,14 @@ _TAKEN = "SELECT 1 FROM pg_stat_progress_copy WHERE relid = 'public.bad'::regcla
 
 
 @pytest.mark.parametrize(
-    ("seed", "deaths"), [(1, 2), *(pytest.param(each, 4, marks=pytest.mark.faults) for each in (2, 3, 4))]
+    ("seed", "deaths"), [(1, 2), *(pytest.param(each, 5, marks=pytest.mark.faults) for each in (2, 3, 4))]
 )
 def test_every_process_may_die_while_a_table_is_copied(seed: int, deaths: int) -> None:
     chance = random.Random(seed)
     with _cluster() as cluster:
         west = cluster.servers["west"]
         with _busy(cluster) as committed:
-            for end in chance.sample(["source", "receive", "apply", "agent"], deaths):
+            for end in chance.sample(["source", "receive", "apply", "agent", "target"], deaths):
                 spoil = f"UPDATE bad SET v = 'spoilt' WHERE id % 2 = 0; {_SLOW}"
                 west.execute(f"{_ALONE}; {spoil}; COMMIT", cluster.database)
                 assert _asked(cluster, "public.bad") == ["asked"]
@@ -163,6 +163,9 @@ def _kill(cluster: Cluster, end: str) -> None:
     if end == "agent":
         cluster.kill_agent("west")
         cluster.start_agent("west")
+    elif end == "target":
+        cluster.servers["west"].kill()
+        cluster.servers["west"].start()
     else:
         cluster.kill(end)
 
