@@ -263,6 +263,13 @@ class TargetNotEmpty(TargetError):
     exit_code = 33
 
 
+class TargetTaken(TargetError):
+    """Another group already fills a table of the target; two writers of one table would undo each other."""
+
+    code = "target-taken"
+    exit_code = 38
+
+
 class SeedFailed(TargetError):
     """The first copy could not be completed."""
 

@@ -22,6 +22,7 @@ from castling.kinds.postgres.costs import judge_copy
 from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
 from castling.kinds.postgres.judge import judge_source, judge_table, judge_target
 from castling.kinds.postgres.judge_beside import judge_needed, judge_outside, judge_target_sequences
+from castling.kinds.postgres.neighbours import read_taken
 from castling.kinds.postgres.outside_read import read_available_extensions, read_outside, read_roles_needed
 from castling.kinds.postgres.publication import identity_problems, partition_problems, published
 from castling.kinds.postgres.sequence_watch import read_sequences
@@ -244,6 +245,7 @@ async def _ask_target(stream: Stream, names: set[str]) -> TargetFacts:
                 "SELECT pg_catalog.unnest(tables) FROM castling.seed WHERE stream = %s", (stream.group,)
             )
             facts.ours = {found[0] for found in await cursor.fetchall()}
+            facts.taken = await read_taken(connection, stream.group)
         asked = sorted(names & set(facts.tables) - facts.ours)
         facts.filled = await _filled(connection, [facts.tables[name] for name in asked])
         return facts

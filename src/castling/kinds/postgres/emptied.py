@@ -19,10 +19,13 @@ from psycopg import AsyncConnection
 from castling.errors import TargetDiverged
 from castling.kinds.postgres.changes import Change, Message, Truncate
 from castling.kinds.postgres.lsn import parse_lsn
+from castling.kinds.postgres.neighbours import MAKE_ALONE
 
 __all__ = ["CREATE_EMPTIED", "EmptiedTables"]
 
-CREATE_EMPTIED = """
+CREATE_EMPTIED = (
+    MAKE_ALONE
+    + """
     CREATE TABLE IF NOT EXISTS castling.seed_emptied (
         stream text NOT NULL,
         schema text NOT NULL,
@@ -31,6 +34,7 @@ CREATE_EMPTIED = """
         PRIMARY KEY (stream, schema, name)
     );
 """
+)
 
 
 class EmptiedTables:

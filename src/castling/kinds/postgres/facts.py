@@ -57,6 +57,8 @@ class TargetFacts:
     tables: dict[str, Table] = field(default_factory=dict)
     filled: set[str] = field(default_factory=set)
     ours: set[str] = field(default_factory=set)
+    #: tables that other groups fill, and which group
+    taken: dict[str, str] = field(default_factory=dict)
 
 
 def refused(object_: str, code: str, message: str, hint: str = "") -> Finding:

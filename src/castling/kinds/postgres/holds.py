@@ -29,10 +29,13 @@ from castling.kinds.base import Held, Piece
 from castling.kinds.postgres.changes import Change, Message, Truncate
 from castling.kinds.postgres.lsn import lsn_text, parse_lsn
 from castling.kinds.postgres.messages import Relation
+from castling.kinds.postgres.neighbours import MAKE_ALONE
 
 __all__ = ["CREATE_POSITIONS", "Place", "TablePositions", "concerns_table", "copy_mends", "due"]
 
-CREATE_POSITIONS = """
+CREATE_POSITIONS = (
+    MAKE_ALONE
+    + """
     CREATE TABLE IF NOT EXISTS castling.table_positions (
         stream text NOT NULL,
         schema text NOT NULL,
@@ -48,6 +51,7 @@ CREATE_POSITIONS = """
         PRIMARY KEY (stream, schema, name)
     );
 """
+)
 
 #: classes of SQLSTATE that speak of a table or its rows: data, constraints, names and rights, what a
 #: trigger says, damage of an index. Others speak of the server, and every table would be put on hold.

@@ -11,6 +11,7 @@ from castling.kinds.postgres.catalog import Table
 from castling.kinds.postgres.costs import identity_cost
 from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
 from castling.kinds.postgres.judge_beside import judge_large_objects, judge_sequences
+from castling.kinds.postgres.neighbours import TAKEN_HINT
 from castling.kinds.postgres.publication import published
 from castling.kinds.postgres.standby import standby_names
 
@@ -232,7 +233,10 @@ def judge_target(
     for table in source:
         name = str(table)
         there = target.tables.get(name)
-        if there is None:
+        if name in target.taken:
+            message = f"is filled on the target by group {target.taken[name]}"
+            found.append(refused(name, "target-taken", message, TAKEN_HINT))
+        elif there is None:
             if not create:
                 found.append(
                     refused(

@@ -13,10 +13,13 @@ from psycopg import AsyncConnection, sql
 
 from castling.errors import DecodeError
 from castling.kinds.postgres.large_objects import CONTENT, GRANTS, All, Grant, Piece, State, decode_large
+from castling.kinds.postgres.neighbours import MAKE_ALONE
 
 __all__ = ["CREATE_LARGE_OBJECTS", "LargeObjectTarget"]
 
-CREATE_LARGE_OBJECTS = """
+CREATE_LARGE_OBJECTS = (
+    MAKE_ALONE
+    + """
     CREATE TABLE IF NOT EXISTS castling.large_objects (
         stream text NOT NULL,
         number oid NOT NULL,
@@ -30,6 +33,7 @@ CREATE_LARGE_OBJECTS = """
         told_at timestamptz NOT NULL
     );
 """
+)
 
 #: opened for writing
 _INV_WRITE = 0x20000

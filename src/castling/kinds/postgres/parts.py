@@ -60,8 +60,8 @@ async def move_parts(
         error=TargetUnreachable,
     )
     try:
+        await connection.execute((progress.CREATE_PROGRESS + CREATE_POSITIONS).encode())
         async with connection.transaction():
-            await connection.execute((progress.CREATE_PROGRESS + CREATE_POSITIONS).encode())
             found = await _found(connection, stream.group, parts, all_held=action != "hold")
             answers = []
             for (schema, name), seen in sorted(found.items()):

@@ -22,6 +22,7 @@ from psycopg import AsyncConnection
 
 from castling.errors import TargetUnreachable
 from castling.kinds.postgres.lsn import lsn_text, parse_lsn
+from castling.kinds.postgres.neighbours import MAKE_ALONE
 
 __all__ = [
     "CREATE_PROGRESS",
@@ -34,7 +35,9 @@ __all__ = [
     "write",
 ]
 
-CREATE_PROGRESS = """
+CREATE_PROGRESS = (
+    MAKE_ALONE
+    + """
     CREATE SCHEMA IF NOT EXISTS castling;
     CREATE TABLE IF NOT EXISTS castling.progress (
         stream text PRIMARY KEY,
@@ -42,6 +45,7 @@ CREATE_PROGRESS = """
         committed_at timestamptz
     ) WITH (fillfactor = 50);
 """
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: how long to wait for a session before us to let go of the origin, seconds

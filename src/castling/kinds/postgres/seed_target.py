@@ -18,6 +18,7 @@ from castling.errors import (
     TargetError,
     TargetForeign,
     TargetNotEmpty,
+    TargetTaken,
     TargetUnreachable,
 )
 from castling.kinds.postgres import progress
@@ -26,6 +27,7 @@ from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.holds import CREATE_POSITIONS
 from castling.kinds.postgres.lsn import lsn_text
+from castling.kinds.postgres.neighbours import MAKE_ALONE, TAKEN_HINT, begin_alone, read_taken
 from castling.kinds.postgres.resync_target import TableCopies
 from castling.kinds.postgres.seed_again import drop_of_roots
 from castling.kinds.postgres.seed_archive import SeedArchive
@@ -36,7 +38,9 @@ from castling.kinds.postgres.statements import quoted
 __all__ = ["PostgresSeedTarget"]
 
 
-_STATE = """
+_STATE = (
+    MAKE_ALONE
+    + """
     CREATE SCHEMA IF NOT EXISTS castling;
     CREATE TABLE IF NOT EXISTS castling.seed (
         stream text PRIMARY KEY,
@@ -52,6 +56,7 @@ _STATE = """
         PRIMARY KEY (stream, relation, number)
     );
 """
+)
 
 
 class PostgresSeedTarget:
@@ -116,18 +121,20 @@ class PostgresSeedTarget:
             self._version = connection.info.server_version
             await self._is_not_the_source(connection, request)
             await progress.end_sessions(connection, self._group)
+            await begin_alone(connection)  # nor do two make the schema at once, which PostgreSQL refuses
             await connection.execute(
                 (
                     _STATE + CREATE_EMPTIED + CREATE_SEQUENCES + progress.CREATE_PROGRESS + CREATE_POSITIONS
                 ).encode()
             )
+            tables = [table_name(schema, name) for schema, name in request.tables]
+            await self._are_free(connection, tables)
             cursor = await connection.execute(
                 "SELECT tables FROM castling.seed WHERE stream = %s", (self._group,)
             )
             known = await cursor.fetchone()
             ours = set(known[0]) if known else set()
             await self._empty(connection, request, ours)
-            tables = [table_name(schema, name) for schema, name in request.tables]
             await connection.execute(
                 "INSERT INTO castling.seed (stream, tables, created) VALUES (%(s)s, %(t)s, %(c)s) "
                 "ON CONFLICT (stream) DO UPDATE SET finished_at = NULL, tables = %(t)s",
@@ -152,6 +159,15 @@ class PostgresSeedTarget:
                 hint="correct the backup's or the primary's database in castling.toml; nothing was changed",
             )
         await connection.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (request.lock,))
+
+    async def _are_free(self, connection: AsyncConnection[Any], tables: list[str]) -> None:
+        """Before anything is emptied: a table that another group fills would be emptied under it."""
+        taken = await read_taken(connection, self._group)
+        wrong = [f"{name} (group {taken[name]})" for name in tables if name in taken]
+        if wrong:
+            raise TargetTaken(
+                f"another group fills the target's {', '.join(wrong[:10])}", hint=TAKEN_HINT, tables=wrong
+            )
 
     async def _empty(self, connection: AsyncConnection[Any], request: Begin, ours: set[str]) -> None:
         filled, mine, missing = [], [], []

@@ -15,6 +15,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from castling.kinds.postgres.catalog import table_name
+from castling.kinds.postgres.neighbours import MAKE_ALONE
 from castling.kinds.postgres.sequences import (
     Known,
     SequenceMessage,
@@ -26,7 +27,9 @@ from castling.kinds.postgres.sequences import (
 
 __all__ = ["CREATE_SEQUENCES", "SequenceTarget"]
 
-CREATE_SEQUENCES = """
+CREATE_SEQUENCES = (
+    MAKE_ALONE
+    + """
     CREATE TABLE IF NOT EXISTS castling.sequences (
         stream text NOT NULL,
         schema text NOT NULL,
@@ -39,6 +42,7 @@ CREATE_SEQUENCES = """
         PRIMARY KEY (stream, schema, name)
     );
 """
+)
 
 # `unnest` takes several arrays only by its bare name; the session's search_path is pg_catalog
 #: those told of, in the order told: the target's own, and what was said before
