@@ -23,8 +23,7 @@ from castling.cli.reference import commands
 from castling.cli.results import RESULTS, undocumented
 from castling.cli.status import HEAD, details, seconds_text, table
 from castling.control.client import client_context
-from castling.control.home import Home
-from castling.control.install import node_tls
+from castling.control.home import Home, node_tls
 from castling.control.store import Store
 from castling.errors import LinkForeign
 from castling.testing.servers import free_port
@@ -546,3 +545,18 @@ def test_a_copy_of_one_table_has_a_bar() -> None:
 def test_what_is_left_behind_is_listed() -> None:
     assert "west: not in the log, so not carried: public.u" in details(tree(left_behind=["public.u"]))
     assert "not carried" not in details(tree(left_behind=None))
+
+
+def test_a_call_imports_no_more_than_it_needs_and_every_command_is_found_by_its_word() -> None:
+    """Imports are most of the time that a command takes."""
+    words = {info.name for info in [*build().registered_commands, *build().registered_groups]}
+    assert len(words) > 10
+    for word in words:
+        alone = build(word)
+        assert word in {info.name for info in [*alone.registered_commands, *alone.registered_groups]}
+    asked = "import sys, castling.cli.main as m; m.main(['group', '--help']); print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "castling.cli.group" in loaded
+    assert {"castling.control.agent", "castling.cli.demo", "psycopg"}.isdisjoint(loaded)

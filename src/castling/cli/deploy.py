@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from castling.cli.node import Yes
 from castling.cli.output import Result, ask, say
-from castling.cli.session import Session, command
+from castling.cli.session import Session, Yes, command
 from castling.config.reading import load
 from castling.errors import DeployRefused, UsageError
 

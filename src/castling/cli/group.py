@@ -8,14 +8,10 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from castling.cli import parts
-from castling.cli.node import Yes
 from castling.cli.output import Result, ask, columns, say
-from castling.cli.session import Session, command
+from castling.cli.session import Session, Yes, command
 from castling.cli.status import details, one_line, table
 from castling.errors import AgentUnreachable, FindingsExist, UsageError
 
@@ -187,6 +183,10 @@ def _watch(
     if session.json or not sys.stdout.isatty():
         _watch_lines(session, group, interval)
         return
+    from rich.console import Console  # a third of the time that any other command takes
+    from rich.live import Live
+    from rich.text import Text
+
     console = Console(highlight=False)
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:

@@ -8,7 +8,6 @@ them out is refused.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -16,7 +15,6 @@ from typing import Annotated, Any
 import typer
 
 import castling
-from castling.cli import deploy, diagnose, group, journal, node
 from castling.cli.output import Result, show_error
 from castling.cli.session import Session, command
 from castling.errors import CastlingError, UsageError
@@ -26,10 +24,20 @@ __all__ = ["build", "main"]
 INTERRUPTED = 130
 #: the base of everything that can be wrong with a call (typer names it in no public place)
 _WRONG_CALL: type[Exception] = typer.BadParameter.__mro__[2]
+#: the modules, in the order of the help, and the words that lead to each: only what a call needs is
+#: imported, because that is most of the time that a command takes
+_MODULES = {
+    "node": ("init", "invite", "join", "agent", "token", "node"),
+    "deploy": ("deploy",),
+    "group": ("check", "group"),
+    "journal": ("journal",),
+    "diagnose": ("diagnose",),
+    "demo": ("demo",),
+}
 
 
-def build() -> typer.Typer:
-    """The application with all its commands."""
+def build(word: str | None = None) -> typer.Typer:
+    """The application: with all its commands, or with those of the module that `word` leads to."""
     app = typer.Typer(
         name="castling",
         help="Keep a hot, switch-ready copy of production, prove that it is right.",
@@ -41,19 +49,13 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_top)
-    node.register(app)
-    deploy.register(app)
-    group.register(app)
-    journal.register(app)
-    diagnose.register(app)
-    _register_demo(app)
+    wanted = [name for name, words in _MODULES.items() if word in words] or list(_MODULES)
+    if word in ("version", "--version"):
+        wanted = []
+    for name in wanted:
+        importlib.import_module(f"castling.cli.{name}").register(app)
     command(app, "version")(_version)
     return app
-
-
-def _register_demo(app: typer.Typer) -> None:
-    if importlib.util.find_spec("castling.cli.demo") is not None:
-        importlib.import_module("castling.cli.demo").register(app)
 
 
 def _top(
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UsageError.exit_code
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        done: Any = build()(given, prog_name="castling", standalone_mode=False)
+        done: Any = build(given[0] if given else None)(given, prog_name="castling", standalone_mode=False)
     except typer.Exit as over:
         return int(over.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from castling.cli.output import Result, ask, columns, say
-from castling.cli.session import Session, command
+from castling.cli.session import Session, Yes, command
 from castling.config import units
 from castling.config.rules import is_loopback
 from castling.control.access import Invitation
@@ -50,7 +50,6 @@ NoSave = Annotated[
         "--no-save-token", envvar="CASTLING_NO_SAVE_TOKEN", help="Don't keep the token in admin.token."
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", envvar="CASTLING_YES", help="Don't ask.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from castling.cli.node import Yes
 from castling.cli.output import Result, ask, columns
-from castling.cli.session import Session, command
+from castling.cli.session import Session, Yes, command
 from castling.errors import UsageError
 
 __all__ = ["register"]

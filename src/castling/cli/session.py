@@ -17,13 +17,14 @@ from typing import Annotated, Any
 import typer
 
 from castling.cli.output import Result, show, show_error
-from castling.control.agent import own_address
 from castling.control.client import AgentClient, client_context
-from castling.control.home import Home, default_home
-from castling.control.install import node_tls
+from castling.control.home import Home, default_home, node_tls
 from castling.errors import AccessDenied, CastlingError, NotInitialised
 
-__all__ = ["Session", "command"]
+__all__ = ["Session", "Yes", "command"]
+
+#: of the commands that destroy something
+Yes = Annotated[bool, typer.Option("--yes", envvar="CASTLING_YES", help="Don't ask.")]
 
 
 @dataclass(slots=True)
@@ -54,7 +55,7 @@ class Session:
 
     def _address(self) -> str:
         running = self.home.running_agent()
-        address = running.address if running else own_address(self.home)
+        address = running.address if running else self.home.address().api
         host, _, port = address.rpartition(":")
         everywhere = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
         return f"{everywhere.get(host, host)}:{port}"

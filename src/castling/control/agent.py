@@ -22,8 +22,7 @@ from castling.control.api import build_app
 from castling.control.client import client_context
 from castling.control.deployment import Deployment
 from castling.control.group import Groups
-from castling.control.home import Home, RunningAgent, write_private
-from castling.control.install import node_tls
+from castling.control.home import Home, RunningAgent, node_tls, write_private
 from castling.control.membership import Membership
 from castling.control.nodes import LocalNode, Node, RemoteNode
 from castling.control.routes import Services

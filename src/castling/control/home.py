@@ -13,8 +13,9 @@ from typing import TypeVar
 import msgspec
 
 from castling.errors import NotInitialised, StateError
+from castling.link.tls import NodeTls
 
-__all__ = ["Address", "Home", "default_home", "write_private"]
+__all__ = ["Address", "Home", "default_home", "node_tls", "write_private"]
 
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -111,3 +112,8 @@ def _decode(path: Path, wanted: type[T]) -> T:
         return msgspec.json.decode(path.read_bytes(), type=wanted)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StateError(f"{path} can't be read: {error}") from error
+
+
+def node_tls(home: Home) -> NodeTls:
+    """What the node shows to others, and by which it knows them."""
+    return NodeTls(home.ca_cert, home.node_cert, home.node_key)

@@ -17,7 +17,7 @@ import msgspec
 from castling.config.rules import NAME, address_problem
 from castling.control.access import AccessRole, Invitation
 from castling.control.client import CONNECT_S, client_context, unreachable, unwrap
-from castling.control.home import Address, Home, write_private
+from castling.control.home import Address, Home, node_tls, write_private
 from castling.control.store import Store
 from castling.errors import AgentUnreachable, LinkForeign, StateError, UsageError
 from castling.link.authority import (
@@ -27,7 +27,6 @@ from castling.link.authority import (
     name_of_authority,
     new_key_and_csr,
 )
-from castling.link.tls import NodeTls
 
 __all__ = [
     "CERTIFICATE_DAYS",
@@ -36,7 +35,6 @@ __all__ = [
     "issued",
     "join",
     "node_table",
-    "node_tls",
     "recover",
 ]
 
@@ -50,10 +48,6 @@ class Installed:
     node: str
     fingerprint: str
     token: str | None
-
-
-def node_tls(home: Home) -> NodeTls:
-    return NodeTls(home.ca_cert, home.node_cert, home.node_key)
 
 
 def initialise(home: Home, installation: str, node: str, address: Address, *, keep_token: bool) -> Installed:

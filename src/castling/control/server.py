@@ -19,8 +19,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from castling.control.api import NODE_KEY
-from castling.control.home import Home
-from castling.control.install import node_tls
+from castling.control.home import Home, node_tls
 from castling.errors import LinkForeign, StateError
 
 __all__ = ["AgentServer", "bind"]
