@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.test_pgoutput import begin, commit, i32, i64
 
 from castling.errors import DecodeError, SpoolFailed
+from castling.kinds.postgres import drafts as drafts_module
 from castling.kinds.postgres import spool as spool_module
 from castling.kinds.postgres.drafts import DraftMaker
 from castling.kinds.postgres.messages import frames
@@ -43,12 +44,17 @@ def abort(xid: int, subxid: int) -> bytes:
     return b"A" + i32(xid) + i32(subxid)
 
 
-def told(messages: list[bytes], *, portion: int = 1 << 20) -> list[bytes]:
+def told(
+    messages: list[bytes], *, portion: int = 1 << 20, chance: random.Random | None = None
+) -> list[bytes]:
+    """`chance`: more is taken while a transaction is being told."""
     maker = DraftMaker(resume=0, begins=0, any_commit=True)
     for message in messages:
         maker.take(message)
-        while maker.is_unspooling:
+        while maker.is_unspooling and (chance is None or maker.is_full or chance.random() < 0.4):
             maker.unspool(portion)
+    while maker.is_unspooling:
+        maker.unspool(portion)
     assert maker.spool.transactions == 0 and maker.spool.in_memory == 0 and maker.spool.on_disk == 0
     return [said for draft in maker.ready() for said in frames(draft.payload)]
 
@@ -106,6 +112,7 @@ def _check_history(chance: random.Random, portion: int) -> None:
                 at += 10
     sent += [abort(xid, xid) for xid in changes]
     assert told(sent, portion=portion) == expected
+    assert told(sent, portion=portion, chance=chance) == expected
 
 
 def test_what_is_too_large_for_memory_is_on_disk_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +132,22 @@ def test_what_is_too_large_for_memory_is_on_disk_and_comes_back(monkeypatch: pyt
     said = [one for draft in maker.ready() for one in frames(draft.payload)]
     assert said == [begin(100, xid=7), *map(whole, rows), commit(100, 105)]
     assert portions > 20 and maker.spool.on_disk == 0
+
+
+def test_what_waits_behind_a_transaction_that_is_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafts_module, "BEHIND_BYTES", 10_000)
+    maker = DraftMaker(resume=0, begins=0, any_commit=True)
+    for message in (start(7, first=True), streamed(7, b"x"), STOP, stream_commit(7, 100, 105)):
+        maker.take(message)
+    taken = 0
+    while not maker.is_full:
+        for message in (begin(110 + taken), whole(b"y" * 1000), commit(110 + taken, 111 + taken)):
+            maker.take(message)
+        taken += 2
+        assert taken < 100, "it is never full"
+    while maker.is_unspooling:
+        maker.unspool(3000)
+    assert not maker.is_full and maker.resume == 109 + taken
 
 
 def test_a_full_disk_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,15 +272,20 @@ class PostgresCapture:
         connection = self._connection
         if connection is None:
             raise SourceUnreachable("the capture is not open")
-        if self._maker.is_unspooling:
-            self._maker.unspool(DRAFT_BYTES)
-            self._pending += self._maker.ready()
-            self._tell(force=False)
-            return
-        if self._pacing.pause_s and not self._is_sync:
+        maker = self._maker
+        if maker.is_unspooling:
+            maker.unspool(DRAFT_BYTES)
+        elif self._pacing.pause_s and not self._is_sync:
             await asyncio.sleep(self._pacing.pause_s)
         else:
             await connection.wait(STATUS_S)
+        if not maker.is_full:
+            self._pump(connection)
+        self._pending += maker.ready()
+        self._tell(force=False)
+
+    def _pump(self, connection: ReplicationConnection) -> None:
+        """Take what the server has sent so far."""
         maker = self._maker
         frames, before = maker.frames, maker.bytes
         while (keepalive := connection.pump(maker, DRAFT_BYTES - (maker.bytes - before))) is not None:
@@ -291,8 +296,6 @@ class PostgresCapture:
         self._frames += maker.frames - frames
         self._bytes += maker.bytes - before
         self._seen_ns = max(filter(None, (self._seen_ns, maker.heartbeat_ns)), default=None)
-        self._pending += maker.ready()
-        self._tell(force=False)
 
     def _take_keepalive(self, keepalive: Keepalive) -> None:
         """The server has nothing more for us before `wal_end`. When it asks for an answer it mostly
@@ -307,7 +310,8 @@ class PostgresCapture:
             self._asked_s = now_s
         elif now_s - self._asked_s > SHUTDOWN_S:
             raise SourceUnreachable("the source shuts down and is not kept waiting for the backup")
-        if not maker.in_transaction and keepalive.wal_end > maker.resume and self._session is not None:
+        between = not maker.in_transaction and not maker.is_unspooling
+        if between and keepalive.wal_end > maker.resume and self._session is not None:
             token = msgspec.structs.replace(
                 self._session, start_lsn=keepalive.wal_end, rests=True, last_commit=maker.last_commit
             )
@@ -318,7 +322,8 @@ class PostgresCapture:
         """With synchronous delivery, commits that are not ours to carry (of other tables, other databases)
         wait for us too. A heartbeat behind them lets them go at once."""
         maker = self._maker
-        if self._is_sync and not maker.in_transaction and self._received > maker.resume == self._confirmed:
+        between = not maker.in_transaction and not maker.is_unspooling
+        if self._is_sync and between and self._received > maker.resume == self._confirmed:
             self._heartbeat.nudge()
 
     # --- acknowledging ------------------------------------------------------------------------

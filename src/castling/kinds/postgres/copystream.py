@@ -97,7 +97,7 @@ class CopyStream:
 
     def pump(self, maker: DraftMaker, max_bytes: int) -> Keepalive | None:
         """Give what has been received to `maker`: until a keepalive, which is returned, or about
-        `max_bytes`, or all of it, or until `maker` has something to unspool. DecodeError for what no
+        `max_bytes`, or all of it, or until `maker` is full. DecodeError for what no
         server sends."""
         if not self._join():
             return None
@@ -107,7 +107,7 @@ class CopyStream:
         left: i64 = max_bytes
         found: Keepalive | None = None
         self._needed = _HEAD
-        while left > 0 and end - at >= _HEAD and not maker.is_unspooling:
+        while left > 0 and end - at >= _HEAD and not maker.is_full:
             length: i64 = _length_at(buffer, at)
             if length < 4 or length > FRAME_MAX + 64:
                 raise DecodeError("a message of the source is longer than one can be")

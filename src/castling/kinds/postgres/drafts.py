@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections import deque
 from collections.abc import Iterator
 from typing import final
 
@@ -35,6 +36,9 @@ PART_BYTES = 8 << 20
 #: `object` of a DATA record that holds a part of one message; PART_LAST: its end
 PART, PART_LAST = 1, 2
 
+#: memory for messages that wait behind a transaction that is being told, about
+BEHIND_BYTES = 16 << 20
+
 _BEGIN = struct.Struct(">cQqI")
 _COMMIT = struct.Struct(">cBQQq")
 _MESSAGE = struct.Struct(">cBQ")
@@ -45,7 +49,8 @@ _LENGTH = struct.Struct("<I")
 @final
 class DraftMaker:
     """Takes messages one by one; `ready` gives the drafts that are complete. Of a transaction that was
-    streamed while it was open, drafts are made when it has committed (`unspool`).
+    streamed while it was open, drafts are made when it has committed (`unspool`); what comes meanwhile
+    waits behind it, so that the server need not.
 
     `resume`: what the journal holds already. `begins`: where the server begins to send, at or
     before it. `any_commit`: nothing has to end exactly at `resume`, because it was no commit's end.
@@ -70,6 +75,11 @@ class DraftMaker:
         self.spool = Spool()
         self.is_unspooling = False
         self._unspooled: Iterator[bytes] | None = None
+        #: what came behind it, but for streams, which go on into the spool
+        self._behind: deque[bytes] = deque()
+        self._behind_bytes = 0
+        #: so much of that waits that no more should be taken
+        self.is_full = False
         self._in_stream = False
         self._held = resume  # transactions up to here are in the journal already
         self._passing_over = False
@@ -103,6 +113,10 @@ class DraftMaker:
             self.spool.start(message)
         elif kind == 0x41:  # A
             self.spool.abort(message)
+        elif self.is_unspooling:
+            self._behind.append(message)
+            self._behind_bytes += len(message) + 60
+            self.is_full = self._behind_bytes > BEHIND_BYTES
         elif kind == 0x63:  # c
             self._unspooled = self.spool.commit(message)
             self.is_unspooling = True
@@ -110,20 +124,33 @@ class DraftMaker:
             self._take_whole(message)
 
     def unspool(self, max_bytes: int) -> None:
-        """Go on with a transaction that was streamed and has committed, by about `max_bytes`. Nothing else is
-        taken before it is at its end."""
-        assert self._unspooled is not None
+        """Go on with a transaction that was streamed and has committed, and with what came behind it: about
+        `max_bytes` of it."""
         size = 0
-        for message in self._unspooled:
+        while size < max_bytes:
+            if self._unspooled is not None:
+                message = next(self._unspooled, b"")
+                if not message:
+                    self._unspooled = None
+                    continue
+            elif self._behind:
+                message = self._behind.popleft()
+                self._behind_bytes -= len(message) + 60
+                self.is_full = self._behind_bytes > BEHIND_BYTES
+                if message[0] == 0x63:  # c
+                    self._unspooled = self.spool.commit(message)
+                    continue
+            else:
+                self.is_unspooling = False
+                return
             self._take_whole(message)
             size += len(message)
-            if size >= max_bytes:
-                return
-        self._unspooled, self.is_unspooling = None, False
 
     def close(self) -> None:
         """Let go of what the spool holds: the server sends it again."""
         self.spool.close()
+        self._behind.clear()
+        self._unspooled = None
 
     def _take_whole(self, message: bytes) -> None:
         kind = message[0]
@@ -150,7 +177,9 @@ class DraftMaker:
     def rest(self, token: bytes, wal_end: int) -> None:
         """The server has nothing for us before `wal_end` and wants to hear that this is safe: a
         session that begins there says so in the journal."""
-        assert not self.in_transaction, "a session can't begin inside a transaction"
+        assert not self.in_transaction and not self.is_unspooling, (
+            "a session can't begin inside a transaction"
+        )
         self._close()
         self.resume = wal_end
         self._ready.append(Draft(RecordType.SESSION, token, wal_end, Flag.KEYFRAME))

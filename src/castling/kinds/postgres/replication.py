@@ -211,7 +211,7 @@ class ReplicationConnection:
                 return keepalive
             if stream.refusal is not None or stream.ended:
                 self._ended("" if stream.refusal is None else stream.refusal.message)
-            if maker.bytes >= limit or maker.is_unspooling:
+            if maker.bytes >= limit or maker.is_full:
                 return None
             try:
                 data = self._socket.recv(_PORTION)
@@ -231,7 +231,7 @@ class ReplicationConnection:
         limit, before = maker.bytes + max_bytes, maker.bytes
         self._more = True
         try:
-            while maker.bytes < limit and not maker.is_unspooling:
+            while maker.bytes < limit and not maker.is_full:
                 length, data = connection.get_copy_data(1)
                 if length > 0:
                     body = bytes(data)

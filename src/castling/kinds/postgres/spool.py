@@ -45,6 +45,8 @@ class _Streamed:
         self.size = 0
         #: identifiers of subtransactions that were rolled back
         self.gone: set[bytes] = set()
+        #: it has committed and is being read
+        self.is_told = False
 
     def close(self) -> None:
         if self.file is not None:
@@ -124,6 +126,9 @@ class Spool:
             raise DecodeError(f"transaction {xid} commits, but nothing of it was streamed")
         yield _BEGIN.pack(b"B", commit_lsn, time, xid)
         found = self._open[key]
+        found.is_told = True
+        self._memory -= found.size  # others come meanwhile, and must not be written out because of it
+        found.size = 0
         for streamed in self._read(found):
             if streamed[0] == 0x4F:  # O: an origin carries no identifier
                 yield streamed
@@ -150,7 +155,7 @@ class Spool:
 
     def _spill(self) -> None:
         """Write out the transaction that takes most of the memory."""
-        largest = max(self._open.values(), key=lambda found: found.size)
+        largest = max((each for each in self._open.values() if not each.is_told), key=lambda each: each.size)
         try:
             if largest.file is None:
                 largest.file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115  # until the commit
