@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from castling.groups.source import KindBulk
 from castling.host import Host
+from castling.kinds.base import BulkCall
 from castling.link.channel import Clocks
 from castling.link.frames import PongBody
 from castling.link.pace import Pace
@@ -107,3 +110,45 @@ def test_clock_skew_is_seen_through_the_quickest_round_trip(skew_s: float) -> No
         clocks.add(PongBody(mono_ns=0, wall_ns=begin, peer_wall_ns=answered), rtt, begin + rtt)
     assert clocks.rtt_s == pytest.approx(0.002)
     assert clocks.skew_s == pytest.approx(skew_s, abs=0.0011)
+
+
+class Gathering:
+    """A bulk channel that takes all it is given."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    async def open(self) -> BulkCall:
+        async def call(meta: bytes, body: AsyncIterator[bytes] | None) -> bytes:
+            async for block in body or _nothing():
+                self.size += len(block)
+            return b""
+
+        return call
+
+    async def close(self) -> None:
+        return
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    for block in (b"",)[:0]:
+        yield block
+
+
+@pytest.mark.parametrize(("rate", "least_s"), [(100_000, 9.5), (None, 0.0)])
+def test_copies_together_keep_to_their_own_limit(rate: int | None, least_s: float) -> None:
+    bucket, clock = pace(rate)
+
+    async def blocks() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b"x" * 10_000
+
+    async def run() -> int:
+        gathering = Gathering()
+        bulk = KindBulk(gathering, bucket)
+        calls = [await bulk.open() for _ in range(2)]
+        await asyncio.gather(*(call(b"", blocks()) for call in calls), calls[0](b"", None))
+        return gathering.size
+
+    assert asyncio.run(run()) == 1_000_000
+    assert least_s <= clock.now_s <= least_s * 1.1

@@ -116,6 +116,8 @@ class SeedSettings(_Settings, frozen=True, kw_only=True):
     jobs: int = 2
     #: rows of one chunk, about
     chunk_rows: int = 250_000
+    #: bytes per second read from the source by copies, before compression; left out: unlimited
+    bandwidth: Rate = None
 
 
 class GroupSettings(_Settings, frozen=True, kw_only=True):

@@ -135,6 +135,8 @@ def _reads(end: End, primary: str, path: Path) -> bool:
             return source if node == primary else (receive or apply) and node == end.backup
         case ("retention", *_):
             return receive
+        case ("seed", "bandwidth"):
+            return source
         case ("link", *_) | ("seed", *_) | ("capture_on",):
             return source or receive
         case ("apply_memory",) | ("batch_changes",):

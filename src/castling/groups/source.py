@@ -23,11 +23,12 @@ from castling.host import Host, TlsContexts
 from castling.journal.record import Draft, Tail
 from castling.kinds.base import Bulk, BulkCall, Capture, SeedSource, Stream
 from castling.link.feed import CaptureFeed
+from castling.link.pace import Pace
 from castling.link.sender import Ack, BulkClient, HelloInfo, Sender
 from castling.observe import CommitLag, events
 from castling.together import run_together
 
-__all__ = ["SourceEnd"]
+__all__ = ["KindBulk", "SourceEnd"]
 
 #: how long a heartbeat may be late, at most, before the source's state is unknown, seconds
 PATIENCE_S = 5.0
@@ -35,21 +36,27 @@ PATIENCE_S = 5.0
 LEAVE_S = 5.0
 
 
-class _KindBulk:
+class KindBulk:
     """The kind's view of the bulk channel: its calls are wrapped so that the far end can tell them
-    from the stream's own."""
+    from the stream's own, and what they send is no faster than `pace`, all of them together."""
 
-    def __init__(self, bulk: Bulk, op: str = "kind") -> None:
+    def __init__(self, bulk: Bulk, pace: Pace, op: str = "kind") -> None:
         self._bulk = bulk
+        self._pace = pace
         self._op = op
 
     async def open(self) -> BulkCall:
         call = await self._bulk.open()
 
         async def wrapped(meta: bytes, body: AsyncIterator[bytes] | None) -> bytes:
-            return await call(BulkRequest(self._op, meta).encode(), body)
+            return await call(BulkRequest(self._op, meta).encode(), body and self._paced(body))
 
         return wrapped
+
+    async def _paced(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for block in body:
+            await self._pace.take(len(block))
+            yield block
 
     async def close(self) -> None:
         await self._bulk.close()
@@ -119,6 +126,7 @@ class SourceEnd:
         self._bulk_client = BulkClient(
             host, address, tls, hello, stream.settings.link, pace=self._sender.pace
         )
+        self._copy_pace = Pace(host, stream.settings.seed.bandwidth)
         self.lag = CommitLag()
         self._feed = CaptureFeed(
             host, _Tracked(capture, self.lag), epoch=epoch, window=stream.settings.link.window
@@ -209,7 +217,7 @@ class SourceEnd:
 
     async def _copy(self, call: BulkCall, backoff: Backoff) -> None:
         """Send the first copy, then stay: the stream beside it goes on."""
-        await self._seed_source.run(_KindBulk(self._bulk_client))
+        await self._seed_source.run(KindBulk(self._bulk_client, self._copy_pace))
         await call(BulkRequest("seed.finish").encode(), None)
         await self._bulk_client.close()
         await self._seed_source.close()
@@ -224,7 +232,8 @@ class SourceEnd:
                 call = await self._bulk_client.open()
                 wanted = await call(BulkRequest("parts.wanted").encode(), None)
                 if wanted:
-                    await self._seed_source.copy_parts(wanted, _KindBulk(self._bulk_client, "parts.copy"))
+                    bulk = KindBulk(self._bulk_client, self._copy_pace, "parts.copy")
+                    await self._seed_source.copy_parts(wanted, bulk)
                 self._copy_error = None
             except CastlingError as error:
                 self._copy_error = error
