@@ -75,6 +75,7 @@ def test_the_first_deployment_adds_every_end_and_tells_what_was_written() -> Non
         ("batch_changes = 1000", "batch_changes = 2000", {APPLY}),
         ('age = "1h"', 'age = "2h"', {RECEIVE}),
         ("heartbeat = 1", "heartbeat = 1\nlink.bandwidth = 1000", {SOURCE, RECEIVE}),
+        ("heartbeat = 1", 'heartbeat = 1\nwal_alarm = "1GiB"', {SOURCE}),
         ("heartbeat = 1", "heartbeat = 1\nseed.bandwidth = 1000", {SOURCE}),
         ('link = "west:7431"', 'link = "west:7433"', {SOURCE, RECEIVE}),
         ('link = "east:7431"', 'link = "east:7433"', set()),

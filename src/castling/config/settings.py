@@ -137,6 +137,8 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     on_sync_loss: Literal["wait", "degrade"] | None = None
     #: sync with "degrade": seconds without an acknowledgement before commits stop waiting
     degrade_after: Seconds = 10.0
+    #: bytes of its log that the source may keep for a backup before it is an alarm
+    wal_alarm: Size = 16 << 30
     #: what is replicated: `schema.table` patterns with * and ?
     include: list[str] = msgspec.field(default_factory=lambda: ["*.*"])
     #: what is left out of it, same patterns

@@ -102,8 +102,23 @@ END_METRICS = (
     Figure("castling_link_wire_bytes", "Bytes sent on the wire.", _at("link", "wire_bytes"), True),
     Figure(
         "castling_source_wal_behind_bytes",
-        "WAL that the source keeps for the slot.",
+        "WAL that the source has written and the capture has not taken.",
         _at("capture", "wal_behind_bytes"),
+    ),
+    Figure(
+        "castling_source_wal_retained_bytes",
+        "WAL that the source keeps for the slot, what open transactions pin included.",
+        _at("capture", "wal", "retained_bytes"),
+    ),
+    Figure(
+        "castling_source_wal_lasts_seconds",
+        "Forecast until the server takes the slot's WAL away (max_slot_wal_keep_size) at the present rate.",
+        _at("capture", "wal", "lasts_s"),
+    ),
+    Figure(
+        "castling_source_oldest_transaction_seconds",
+        "Age of the oldest transaction on the source that has written and is open.",
+        _at("capture", "wal", "oldest_transaction_s"),
     ),
 )
 

@@ -141,7 +141,7 @@ def _reads(end: End, primary: str, path: Path) -> bool:
             return source or receive
         case ("apply_memory",) | ("batch_changes",):
             return apply
-        case ("heartbeat",) | ("delivery",) | ("on_sync_loss",) | ("degrade_after",):
+        case ("heartbeat",) | ("wal_alarm",) | ("delivery",) | ("on_sync_loss",) | ("degrade_after",):
             return source
         case ("backups",):
             return False

@@ -44,6 +44,7 @@ from castling.kinds.postgres.session import (
     remembered,
     slot_name,
 )
+from castling.kinds.postgres.slot_watch import SlotWatch
 from castling.kinds.postgres.standby import release_commits
 from castling.kinds.postgres.sync import SyncGuard
 from castling.observe import events
@@ -110,6 +111,7 @@ class PostgresCapture:
         self._sequences = SequenceWatch(group, settings, database)
         self._large_objects = LargeObjectWatch(group, settings, database)
         self._definitions = DefinitionWatch(group, settings, database)
+        self._log_kept = SlotWatch(group, self._name, settings.wal_alarm, database)
         self._guard = SyncGuard(group, backup, settings, database)
         self._background: list[asyncio.Task[None]] = []
         self._log = events("capture").bind(group=group, backup=backup)
@@ -240,7 +242,7 @@ class PostgresCapture:
         self._asked_s, self._pacing = None, Pacing()
         self._pending = [Draft(RecordType.SESSION, token.encode(), start, Flag.KEYFRAME)]
         looks = (self._watch(), self._sequences.run(), self._large_objects.run(), self._definitions.run())
-        beside = (self._heartbeat.run(), *looks)
+        beside = (self._heartbeat.run(), self._log_kept.run(), *looks)
         self._background = [asyncio.create_task(task) for task in beside]
 
     async def _watch(self) -> None:
@@ -385,7 +387,7 @@ class PostgresCapture:
 
     def _all_warnings(self) -> list[dict[str, Any]]:
         beside = self._sequences.warnings() + self._large_objects.warnings()
-        return self._guard.warnings() + self._warnings() + beside
+        return self._guard.warnings() + self._log_kept.warnings() + self._warnings() + beside
 
     def report(self) -> dict[str, Any]:
         flush, resume = self._heartbeat.flush_lsn, self._maker.resume
@@ -402,6 +404,7 @@ class PostgresCapture:
             "captured_offset": resume or None,
             "confirmed_offset": self._confirmed or None,
             "wal_behind_bytes": None if flush is None or not resume else max(0, flush - resume),
+            "wal": self._log_kept.report(),
             "heartbeat_sent_ns": self._heartbeat.sent_ns,
             "heartbeat_seen_ns": self._seen_ns,
             "frames": self._frames,
