@@ -33,7 +33,7 @@ __all__ = ["BulkTo", "Journal", "Pair", "captured", "database_pair", "until"]
 GROUP = "bank"
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], *, within_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], *, within_s: float = 60.0) -> None:
     """Poll until it is true; AssertionError when it does not become so."""
     deadline = time.monotonic() + within_s
     while True:
@@ -159,7 +159,7 @@ class Journal:
         found = [record.payload for record in self.records if record.type is RecordType.SESSION]
         return found[-1] if found else None
 
-    async def read_until(self, capture: Capture, offset: int, *, within_s: float = 20.0) -> None:
+    async def read_until(self, capture: Capture, offset: int, *, within_s: float = 60.0) -> None:
         """Read until everything up to source position `offset` is here."""
         async with asyncio.timeout(within_s):
             while self.offset < offset:

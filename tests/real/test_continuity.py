@@ -72,7 +72,7 @@ async def lost(stream: Stream, journal: Journal) -> ContinuityLost:
     capture = KIND.capture(stream)
     try:
         with pytest.raises(ContinuityLost) as raised:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await capture.open(resume=journal.offset, session=journal.session)
                 while True:
                     journal.add(await capture.read())
@@ -98,7 +98,7 @@ async def test_resumes_without_gap_or_repetition(pair: Pair, seed: int) -> None:
                 insert(pair, done + 1, done + rows, "x" * 50)
                 done += rows
                 for _ in range(chance.randint(0, 3)):
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(60):
                         journal.add(await capture.read())
                 if chance.random() < 0.5:
                     await capture.acknowledge(journal.offset)
@@ -412,7 +412,7 @@ async def test_a_source_that_crashes_is_gone_on_with(lonely: Pair) -> None:
             await capture.acknowledge(journal.offset)
         lonely.east.kill()
         with pytest.raises(SourceUnreachable):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while True:
                     journal.add(await capture.read())
     lonely.east.start_again()

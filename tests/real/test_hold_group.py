@@ -34,15 +34,15 @@ def test_one_bad_table_is_shown_and_comes_back() -> None:
         assert any(each["code"] == "part-on-hold" for each in _stream(cluster)["warnings"])
         east.execute("INSERT INTO good SELECT i, 'x' FROM generate_series(1, 500) i", cluster.database)
         wait_for(lambda: _count(cluster, "good") == 500, "the other table goes on")
-        cluster.kill("apply")
+        dead = cluster.kill("apply")
         east.execute("DELETE FROM bad WHERE id > 90; INSERT INTO bad VALUES (200, 'z')", cluster.database)
-        wait_for(lambda: cluster.report("apply").get("state") == "running", "apply is back")
-        wait_for(lambda: bool(_stream(cluster)["holds"]), "and still knows of the hold")
+        cluster.wait_for_new("apply", dead)
+        wait_for(lambda: bool(cluster.report("apply").get("holds")), "and still knows of the hold")
         west.execute("INSERT INTO bad VALUES (50, 'x')", cluster.database)
         told = cluster.cli("east", "group", "release", GROUP)["data"]["parts"]
         assert [each["result"] for each in told] == ["asked"]
         cluster.kill("apply")
-        wait_for(lambda: _stream(cluster)["holds"] == [], "it is released")
+        wait_for(lambda: cluster.report("apply").get("holds") == [], "it is released")
         wait_for(lambda: _stream(cluster)["state"] == "running", "and all is well")
         wait_for(lambda: _count(cluster, "bad") == 91, "what was kept has been applied")
         assert compare(cluster.dsn("east"), cluster.dsn("west"), schemas=["public"]).equal

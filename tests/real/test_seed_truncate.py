@@ -144,7 +144,7 @@ async def test_truncate_waits_for_a_chunk_only(pair: Pair, stream: Stream) -> No
     await seed.begin()
     copying = asyncio.create_task(seed.run(bulk))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await bulk.reached.wait()
             truncating = asyncio.create_task(asyncio.to_thread(pair.source, "TRUNCATE scratch, ledger"))
             while not pair.source("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):

@@ -118,7 +118,7 @@ async def test_a_commit_that_waits_with_a_lock_does_not_keep_its_stream_from_ope
         backup.acknowledging = False
         truncate = asyncio.create_task(asyncio.to_thread(pair.source, "TRUNCATE numbers"))
         await until(lambda: _waiting(pair))
-        async with asyncio.timeout(30), captured(stream, backup.journal) as capture:
+        async with asyncio.timeout(60), captured(stream, backup.journal) as capture:
             again = Backup(capture)
             again.journal = backup.journal
             running = asyncio.create_task(again.run())

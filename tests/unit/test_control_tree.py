@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from castling.config import parse
 from castling.control.metrics import render
+from castling.control.supervisor import EndStatus
 from castling.control.tree import STATES, end_view, group_tree, unknown_end
 from castling.errors import AgentUnreachable
 
@@ -82,20 +85,76 @@ def test_a_full_journal_is_said_and_is_over_when_the_end_is() -> None:
     assert stream(receive={**full, "state": "stopped"})["state"] == "stopped"
 
 
-def test_a_report_that_outlived_its_process_is_not_believed() -> None:
-    view = end_view({"state": "running", "rpo_s": 0.0, "apply_lag_s": 0.0, "error": None}, "pausing", 3)
-    assert view["state"] == "pausing" and view["last_state"] == "running"
-    assert view["rpo_s"] is None and view["apply_lag_s"] is None, "unknown, not zero"
+def told(state: str, pid: int = 7, **figures: Any) -> dict[str, Any]:
+    """A source end's report as the process `pid` wrote it, with figures that speak about now."""
+    now = {
+        "rpo_s": 0.0,
+        "apply_lag_s": 0.0,
+        "capture": {"sync": {"state": "protected"}, "source": "up"},
+        "link": {"state": "up", "rtt_s": 0.001},
+        "warnings": [],
+    }
+    lasting = {"positions": {"captured": "1/9"}, "holds": [], "rpo": {"p50": 0.1}, "error": None}
+    return {"state": state, "pid": pid, **now, **lasting, **figures}
+
+
+def seen(state: str, pid: int | None = None, restarts: int = 0) -> EndStatus:
+    return EndStatus(state, pid, restarts)
+
+
+_OF_NOW = ("rpo_s", "apply_lag_s", "capture", "link", "warnings")
+_TEXT_SYNC = _TEXT.replace(
+    "[groups.orders.databases.east]",
+    'delivery = "sync"\non_sync_loss = "degrade"\n[groups.orders.databases.east]',
+)
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "state"),
+    [
+        (told("running"), seen("pausing", restarts=3), "pausing"),
+        (told("running"), seen("stopped"), "stopped"),
+        (told("running"), seen("failed"), "failed"),
+        (told("running"), seen("running", pid=8, restarts=1), "starting"),
+        (told("stopped"), seen("running", pid=8), "starting"),
+        (told("unknown", last_state="running"), seen("running", pid=7), "unknown"),
+    ],
+    ids=["killed", "stopped", "failed", "another process", "another after a stop", "silent"],
+)
+def test_a_report_that_outlived_its_process_says_nothing_about_now(
+    report: dict[str, Any], status: EndStatus, state: str
+) -> None:
+    view = end_view(report, status)
+    assert view["state"] == state and view["pid"] == status.pid
+    assert not [figure for figure in _OF_NOW if figure in view], "of a former process, shown as now"
+    assert view["positions"] == {"captured": "1/9"} and view["holds"] == [], "what a death does not change"
+    tree = group_tree(parse(_TEXT_SYNC), "orders", {**ends(), ("west", "source"): view})
+    found = tree["streams"][0]
+    assert found["mode"] == "sync:unknown" and found["rpo_s"] is None and found["link"] != "up"
+
+
+def test_the_report_of_the_process_that_runs_is_believed() -> None:
+    view = end_view(told("running"), seen("running", pid=7, restarts=2))
+    assert view == {**told("running"), "supervisor": "running", "restarts": 2}
+    tree = group_tree(parse(_TEXT_SYNC), "orders", {**ends(), ("west", "source"): view})
+    assert tree["streams"][0]["mode"] == "sync"
+
+
+def test_what_an_end_was_is_said_of_one_that_pauses() -> None:
+    assert end_view(told("waiting"), seen("pausing"))["last_state"] == "waiting"
+    assert "last_state" not in end_view(None, seen("pausing"))
 
 
 def test_an_old_failure_is_not_told_of_a_process_that_runs() -> None:
-    view = end_view({"state": "failed", "error": {"code": "x"}}, "running", 0)
-    assert view["state"] == "starting" and "error" not in view
+    view = end_view(told("failed", error={"code": "x"}), seen("running", pid=8))
+    assert view["state"] == "starting" and view["error"] is None
 
 
 def test_an_end_that_is_started_again_and_again_says_why() -> None:
-    view = end_view({"state": "failed", "error": {"code": "x"}}, "running", 3)
+    view = end_view(told("failed", error={"code": "x"}), seen("running", pid=8, restarts=3))
     assert view["state"] == "starting" and view["error"] == {"code": "x"}
+    waited = end_view(told("waiting", error={"code": "x"}), seen("running", pid=8, restarts=3))
+    assert waited["error"] is None, "what it waited for is not why it was started again"
 
 
 def test_no_stage_is_ahead_of_the_one_before() -> None:
@@ -111,8 +170,8 @@ def test_no_stage_is_ahead_of_the_one_before() -> None:
 
 
 def test_a_failure_keeps_its_error_and_a_stopped_end_has_none() -> None:
-    assert end_view({"state": "failed", "error": {"code": "x"}}, "failed", 0)["error"] == {"code": "x"}
-    assert end_view({"state": "running", "error": {"code": "x"}}, "stopped", 0)["error"] is None
+    assert end_view(told("failed", error={"code": "x"}), seen("failed"))["error"] == {"code": "x"}
+    assert end_view(told("running", error={"code": "x"}), seen("stopped"))["error"] is None
 
 
 def test_a_node_that_does_not_answer_is_unknown_and_has_no_figures() -> None:
@@ -128,8 +187,7 @@ def test_a_source_that_is_down_has_no_link() -> None:
 
 
 def test_sync_is_only_said_while_commits_are_protected() -> None:
-    text = 'delivery = "sync"\non_sync_loss = "degrade"\n[groups.orders.databases.east]'
-    config = parse(_TEXT.replace("[groups.orders.databases.east]", text))
+    config = parse(_TEXT_SYNC)
     for state, told in (("protected", "sync"), ("degraded", "sync:degraded"), (None, "sync:unknown")):
         views = ends(source={"capture": {"sync": {"state": state}}})
         assert group_tree(config, "orders", views)["streams"][0]["mode"] == told

@@ -101,12 +101,13 @@ _STREAM = (
      "the target has), looked_ns, told_ns, applied_ns and more; null for what is not known"),
     ("seed", "the first copy: phase, rows, rows_total, bytes, bytes_total, started_ns, tables_done, "
      "tables_total, eta_s; null before it"),
-    ("ends", "each end's own report, by source, receive, apply"),
+    ("ends", "each end's own report, by source, receive, apply; of one that is gone or silent only what "
+     "that does not change"),
     ("ends.*.state", _STATES),
     ("ends.*.error", "code, message, hint, retryable, exit_code, context; or null"),
     ("ends.*.supervisor", "what the agent sees: running, pausing, stopped or failed"),
     ("ends.*.restarts", "times the agent started it anew"),
-    ("ends.*.pid", "its process"),
+    ("ends.*.pid", "its process; null: none runs"),
     ("ends.*.detail", "a sentence"),
 )  # fmt: skip
 _GROUP = (

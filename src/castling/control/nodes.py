@@ -184,7 +184,7 @@ class LocalNode:
             if end.group == group:
                 report = read_report(end_paths(self._home.folder, end).report, self._now_ns())
                 status = self._supervisor.status(end)
-                view = end_view(report, status.state, status.restarts)
+                view = end_view(report, status)
                 place = {"backup": end.backup, "end": str(end.end), "node": self.name, "desired": desired}
                 if end.end is EndName.SOURCE:
                     view["warnings"] = self.releases.warnings(group, end.backup)

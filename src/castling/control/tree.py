@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from castling.config import Config
+from castling.control.supervisor import EndStatus
 from castling.errors import CastlingError
 from castling.groups.topology import EndName, capture_node, group_settings
 from castling.journal.record import Position
@@ -33,27 +34,42 @@ STATES = (
 Report = dict[str, Any]
 
 
-def end_view(report: Report | None, status: str, restarts: int) -> Report:
+def end_view(report: Report | None, status: EndStatus) -> Report:
     """One end: its report, made true by what the supervisor of its node sees.
 
-    A report says `running` for a while after its process was killed; a supervisor that
-    sees no process knows better.
+    A report outlives its process. It speaks about now only if the process that wrote it is the one that
+    runs, and has been heard of lately; else what stays is what a death does not change (`_LASTING`).
     """
     seen: Report = dict(report or {})
-    if status != "running":
-        if seen.get("state") not in ("failed", "stopped", None):
-            seen["last_state"] = seen["state"]
-        seen["state"] = status
-        seen["rpo_s"] = seen["apply_lag_s"] = None
-        if status == "stopped":
+    said = seen.get("state")
+    if status.state != "running":
+        seen = _lasting(seen)
+        seen["state"] = status.state
+        if said not in ("failed", "stopped", None):
+            seen["last_state"] = said
+        if status.state == "stopped":
             seen["error"] = None
-    elif seen.get("state") in (None, "failed", "stopped"):
+    elif seen.get("pid") != status.pid:
         # the process is there and has not written a report of its own yet: why it was started again stays
-        cause = {"error": seen["error"]} if restarts and seen.get("error") else {}
-        seen = {"state": "starting", **cause}
-    seen["supervisor"] = status
-    seen["restarts"] = restarts
+        cause = seen.get("error") if said == "failed" and status.restarts else None
+        seen = {**_lasting(seen), "state": "starting", "detail": "", "error": cause}
+    elif said == "unknown":
+        seen = {**_lasting(seen), "state": said}
+    seen["pid"] = status.pid
+    seen["supervisor"] = status.state
+    seen["restarts"] = status.restarts
     return seen
+
+
+#: what is true of an end whose process is gone: how far it came, what it met, what stands on the target
+_LASTING = (
+    *("v", "group", "backup", "end", "node", "at_ns", "age_s", "last_state", "detail", "error"),
+    *("positions", "offsets", "rpo", "apply_lag", "holds"),
+)
+
+
+def _lasting(report: Report) -> Report:
+    return {name: report[name] for name in _LASTING if name in report}
 
 
 def unknown_end(error: CastlingError) -> Report:

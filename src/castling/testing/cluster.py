@@ -230,9 +230,16 @@ class Cluster:
         return node, End(GROUP, "west", EndName(name))
 
     def report(self, name: str) -> dict[str, Any]:
-        """The latest report of an end (source, receive, apply); empty when there is none."""
+        """What the process that is an end (source, receive, apply) says, or what the last one ended with.
+
+        Empty when the one that runs has said nothing yet, and when the last one was killed: of what a
+        dead process said of itself, nothing may be taken for now.
+        """
         node, end = self._end(name)
-        return read_report(end_paths(self.homes[node], end).report, time.time_ns()) or {}
+        pid = self.pid(name)
+        found = read_report(end_paths(self.homes[node], end).report, time.time_ns()) or {}
+        has_ended = pid is None and found.get("state") in ("failed", "stopped")
+        return found if has_ended or found.get("pid") == pid else {}
 
     def pid(self, name: str) -> int | None:
         """The process that holds the end's lock; None when nobody does."""
@@ -247,13 +254,26 @@ class Cluster:
                 found[str(name)] = pid
         return found
 
-    def kill(self, name: str) -> int:
-        """`kill -9` of an end; the process that was killed. StateError when there is none."""
+    def kill(self, name: str, *, within_s: float = 60.0) -> int:
+        """`kill -9` of an end, as soon as there is one; the process, which is gone then. StateError when
+        none comes."""
+        wait_for(
+            lambda: self.pid(name) is not None, f"the {name} end is there to be killed", within_s=within_s
+        )
         pid = self.pid(name)
         if pid is None:
-            raise StateError(f"there is no {name} end to kill")
-        os.kill(pid, signal.SIGKILL)
+            return self.kill(name, within_s=within_s)  # it has just died by itself
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: self.pid(name) != pid, f"the {name} end is dead")
         return pid
+
+    def wait_for_new(self, name: str, dead: int) -> None:
+        """Until another process than `dead` is the end, and says that it runs."""
+        wait_for(
+            lambda: self.pid(name) != dead and self.report(name).get("state") == "running",
+            f"another {name} end runs",
+        )
 
     def wait_until_applied(self, *, within_s: float = 60.0) -> None:
         """Until a row that is written now is on the target: everything before it is there then too."""

@@ -91,15 +91,11 @@ def inject(cluster: Cluster, fault: Fault) -> bool:
 def _kill(end: str) -> Callable[[Cluster, Fault], bool]:
     def kill(cluster: Cluster, fault: Fault) -> bool:
         # a process that has only just died is waited for, and hit as soon as it is back
-        deadline = time.monotonic() + BACK_S
-        while time.monotonic() < deadline:
-            try:
-                cluster.kill(end)
-            except (StateError, ProcessLookupError):
-                time.sleep(0.05)
-            else:
-                return True
-        return False
+        try:
+            cluster.kill(end, within_s=BACK_S)
+        except StateError:
+            return False
+        return True
 
     return kill
 
