@@ -8,7 +8,7 @@ SEEDS  ?= 10000
 START  ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo test lint sim test-faults test-mutants bench-postgres docs lock clean
+.PHONY: help setup servers demo test lint sim test-faults test-mutants bench-postgres bench-apply docs lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,9 @@ test-mutants: setup ## broken builds that the tests must notice
 
 bench-postgres: setup ## side by side with PostgreSQL's own logical replication
 	$(BIN)/python bench/postgres.py $(ARGS)
+
+bench-apply: setup ## apply alone, from hardened journals (ARGS="--native --rounds 5 --scale 4")
+	$(BIN)/python bench/apply.py $(ARGS)
 
 docs: setup ## write the generated pages of docs/reference
 	$(BIN)/python -m castling.cli.reference
