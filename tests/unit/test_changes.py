@@ -452,7 +452,7 @@ def _keeps_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that was inserted and deleted within the run is inserted all the same."""
 
     def deletes(table: changes_module._Table, change: Delete) -> None:
-        key = changes_module._key_of(change.old.fields, KEYS)
+        key = changes_module._key_of(change.old, KEYS)
         table._updates.pop(key, None)
         if key not in table._inserts:
             table._deletes[key] = change.old
@@ -462,7 +462,7 @@ def _keeps_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _one_key_column(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are told apart by the first key column alone."""
-    monkeypatch.setattr(changes_module, "_key_of", lambda fields, keys: fields[keys[0]])
+    monkeypatch.setattr(changes_module, "_key_of", lambda row, keys: row.fields[keys[0]])
 
 
 def _moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

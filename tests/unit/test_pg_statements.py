@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from castling.kinds.postgres.copying import copy_rows
-from castling.kinds.postgres.messages import NULL
+from castling.kinds.postgres.copying import copy_rows, in_order
+from castling.kinds.postgres.messages import NULL, Row, parse_row
 from castling.kinds.postgres.statements import (
     COPY_END,
     COPY_START,
@@ -90,9 +90,32 @@ def test_a_new_identity_is_noticed(
 
 
 def test_rows_are_copied_as_they_came() -> None:
-    rows: list[list[bytes | None]] = [[ONE, NULL, TWO], [TWO, None, NULL]]
+    rows = [Row([ONE, NULL, TWO], 0), Row([TWO, None, NULL], 0)]
     assert copy_rows(rows[:1], (0, 1, 2), 3) == b"\0\3" + ONE + NULL + TWO
     assert copy_rows(rows, (0, 2), 3) == b"\0\2" + ONE + TWO + b"\0\2" + TWO + NULL
     assert COPY_START.startswith(b"PGCOPY\n\xff\r\n\0")
     assert len(COPY_START) == 19
     assert COPY_END == b"\xff\xff"
+
+
+def test_a_row_is_the_same_cut_or_uncut() -> None:
+    fields = [ONE, NULL, None, TWO]
+    told = b"b" + ONE + b"n" + b"u" + b"t" + TWO
+    row, end = parse_row(b"head\0\4" + told + b"rest", 4)
+    assert end == 6 + len(told)
+    assert [row.field(index) for index in range(4)] == fields
+    assert (row.width, row.whole, row.text) == (4, False, 8)
+    assert copy_rows([row], (0, 3), 4) == b"\0\2" + ONE + TWO
+    assert (row.fields, row) == (fields, Row(fields, 8))
+    assert copy_rows([row], (0, 3), 4) == b"\0\2" + ONE + TWO
+    whole, _ = parse_row(b"\0\3b" + ONE + b"n" + b"t" + TWO, 0)
+    assert whole.whole
+    assert copy_rows([whole], (0, 1, 2), 3) == b"\0\3" + ONE + NULL + TWO
+
+
+def test_rows_are_brought_into_the_order_of_their_keys() -> None:
+    rows = [Row([TWO, ONE], 0), Row([ONE, TWO], 0), Row([ONE, ONE], 0)]
+    in_order(rows, (1, 0))
+    assert [row.fields for row in rows] == [[ONE, ONE], [TWO, ONE], [ONE, TWO]]
+    in_order(rows, (0,))
+    assert [row.fields for row in rows] == [[ONE, ONE], [ONE, TWO], [TWO, ONE]]

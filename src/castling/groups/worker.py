@@ -217,9 +217,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     configure_events(json=True)
     # a batch is hundreds of thousands of objects without a cycle among them: looking through them for
-    # cycles at Python's usual rhythm cost more than decoding them
+    # cycles at Python's usual rhythm cost more than decoding them. The limit is more than all that may wait
+    # to be applied holds, so that only what is left in cycles reaches it
     gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(500_000, 20, 100)
     log = events("group").bind(group=chosen.group, end=str(chosen.end))
     try:
         place = _place(chosen.home, End(chosen.group, chosen.backup, chosen.end))

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import final
 
-from castling.kinds.postgres.messages import Fields, Relation, Row
+from castling.kinds.postgres.messages import Relation, Row
 
 __all__ = [
     "Change",
@@ -194,10 +194,10 @@ def coalesce(changes: Iterable[Change]) -> list[Step]:
     return steps
 
 
-def _key_of(fields: Fields, keys: tuple[int, ...]) -> bytes:
+def _key_of(row: Row, keys: tuple[int, ...]) -> bytes:
     if len(keys) == 1:
-        return fields[keys[0]] or b""
-    return b"".join([fields[index] or b"" for index in keys])
+        return row.field(keys[0]) or b""
+    return b"".join([row.field(index) or b"" for index in keys])
 
 
 def _told_by(change: Insert | Update | Delete) -> Row:
@@ -209,7 +209,7 @@ def _told_by(change: Insert | Update | Delete) -> Row:
 
 def _merged(new: Row, before: Row | None) -> Row:
     """`new` with the fields that were not sent taken from the image before it."""
-    if before is None or None not in new.fields:
+    if before is None or new.whole:
         return new
     fields = list(new.fields)
     text = new.text
@@ -288,7 +288,7 @@ class _Table:
         if not self._keys:
             self._keyless.append(change.new)
             return
-        key = _key_of(change.new.fields, self._keys)
+        key = _key_of(change.new, self._keys)
         if key in self._inserts or key in self._updates:
             self._row_by_row(change)
         else:
@@ -296,9 +296,9 @@ class _Table:
 
     def _update(self, change: Update) -> None:
         change = self._with_key(change)
-        key = _key_of(change.new.fields, self._keys)
+        key = _key_of(change.new, self._keys)
         if change.old is not None:
-            old_key = _key_of(change.old.fields, self._keys)
+            old_key = _key_of(change.old, self._keys)
             if old_key != key:
                 self._change_key(change, old_key, key)
                 return
@@ -312,7 +312,7 @@ class _Table:
     def _with_key(self, change: Update) -> Update:
         """A key long enough to be TOASTed is left out of the new row when it did not change; the server
         then sends the old key."""
-        if all(change.new.fields[index] is not None for index in self._keys):
+        if change.new.whole or all(change.new.fields[index] is not None for index in self._keys):
             return change
         assert change.old is not None, "an update without its key"
         fields, text = list(change.new.fields), change.new.text
@@ -329,7 +329,7 @@ class _Table:
         new = _merged(change.new, inserted or self._updates.get(old_key))
         taken = key in self._inserts or key in self._updates
         gone = inserted is None and old_key in self._deletes
-        if None in new.fields or taken or gone:
+        if not new.whole or taken or gone:
             self._row_by_row(change)
             return
         if inserted is not None:
@@ -340,7 +340,7 @@ class _Table:
         self._inserts[key] = new
 
     def _delete(self, change: Delete) -> None:
-        key = _key_of(change.old.fields, self._keys)
+        key = _key_of(change.old, self._keys)
         if key in self._inserts:
             del self._inserts[key]
         elif key in self._deletes:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from castling.kinds.postgres.messages import Fields, Row
+from castling.kinds.postgres.messages import Row
 
-__all__ = ["Group", "copy_rows", "groups_of", "keys_of"]
+__all__ = ["Group", "copy_rows", "groups_of", "in_order", "keys_of"]
 
 
 @final
@@ -25,7 +25,7 @@ class Group:
     def __init__(self, sent: tuple[int, ...], text: int) -> None:
         self.sent = sent
         self.text = text
-        self.rows: list[Fields] = []
+        self.rows: list[Row] = []
 
 
 def groups_of(rows: list[Row], width: int) -> list[Group]:
@@ -34,16 +34,15 @@ def groups_of(rows: list[Row], width: int) -> list[Group]:
     whole = tuple(range(width))
     last: Group | None = None  # mostly the group of the row before, of whole rows
     for row in rows:
-        fields = row.fields
-        if None in fields:
-            _sparse(found, row).rows.append(fields)
+        if not row.whole:
+            _sparse(found, row).rows.append(row)
             continue
         if last is None or row.text != last.text:
             last = found.get((-1, row.text))
             if last is None:
                 last = Group(whole, row.text)
                 found[(-1, row.text)] = last
-        last.rows.append(fields)
+        last.rows.append(row)
     return list(found.values())
 
 
@@ -70,21 +69,31 @@ def keys_of(rows: list[Row], keys: tuple[int, ...], mask: int) -> list[Group]:
         if group is None:
             group = Group(keys, text)
             found[text] = group
-        group.rows.append(row.fields)
+        group.rows.append(row)
     return list(found.values())
 
 
-def copy_rows(rows: Sequence[Fields], sent: tuple[int, ...], width: int) -> bytes:
+def copy_rows(rows: Sequence[Row], sent: tuple[int, ...], width: int) -> bytes:
     """Rows as COPY BINARY tuples (without the stream's head and end)."""
     head = len(sent).to_bytes(2, "big")
     parts: list[bytes | None] = []
     if len(sent) == width:
-        for fields in rows:
+        for row in rows:
             parts.append(head)
-            parts.extend(fields)
+            row.splice(parts)
     else:
-        for fields in rows:
+        for row in rows:
             parts.append(head)
             for index in sent:
-                parts.append(fields[index])
+                parts.append(row.field(index))
     return b"".join(parts)  # type: ignore[arg-type]  # `sent` names only fields that are there
+
+
+def in_order(rows: list[Row], keys: tuple[int, ...]) -> None:
+    """Put rows into the order of their keys' bytes, which mostly brings neighbours of the target's table
+    together: a page that is visited once for all of its rows costs less than one visit a row."""
+    if len(keys) == 1:
+        only = keys[0]
+        rows.sort(key=lambda row: row.field(only) or b"")
+    else:
+        rows.sort(key=lambda row: [row.field(index) or b"" for index in keys])

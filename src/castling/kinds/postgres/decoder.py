@@ -49,7 +49,7 @@ _OVERHEAD = 300
 
 
 def _whole(row: Row, relation: Relation) -> Row:
-    if None in row.fields:
+    if not row.whole:
         raise DecodeError(f"a row of {relation} was sent without all its values")
     return row
 
@@ -200,8 +200,8 @@ class PostgresDecoder:
 
     def _row(self, message: bytes, at: i64, relation: Relation) -> tuple[Row, i64]:
         row, end = parse_row(message, at)
-        if len(row.fields) != len(relation.columns):
-            raise DecodeError(f"a row of {relation} has {len(row.fields)} columns")
+        if row.width != len(relation.columns):
+            raise DecodeError(f"a row of {relation} has {row.width} columns")
         return row, end
 
     def _last_row(self, message: bytes, at: i64, relation: Relation) -> Row:
@@ -234,8 +234,8 @@ class PostgresDecoder:
         if old is None:
             if not relation.keys:
                 raise DecodeError(f"an update of {relation} does not say of which row")
-            for index in relation.keys:
-                if new.fields[index] is None:
+            for index in () if new.whole else relation.keys:
+                if new.field(index) is None:
                     raise DecodeError(f"an update of {relation} does not say of which row")
         return Update(relation, new, old)
 

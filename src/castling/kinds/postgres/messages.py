@@ -3,7 +3,7 @@
 Source: PostgreSQL's documentation, "Logical Replication Message Formats". Integers are big
 endian, strings end with a zero byte, times are microseconds since 2000-01-01 UTC.
 
-A row is a list of fields, each exactly as COPY BINARY wants it: a four-byte length and the
+A row's fields are each exactly as COPY BINARY wants it: a four-byte length and the
 value, or the length -1 for NULL. So applying a row is splicing bytes. A TOASTed value that
 an update left alone is not sent; its field is None.
 
@@ -58,13 +58,55 @@ def unix_ns(pg_microseconds: int) -> int:
 
 @final
 class Row:
-    """One tuple: its fields, and which columns came as text (bit i stands for column i)."""
+    """One tuple: its fields, and which columns came as text (bit i stands for column i).
 
-    __slots__ = ("fields", "text")
+    One that was read from a message is cut into fields only when they are asked for: most rows go to the
+    target with nothing but their key looked at. `width`: its columns; `whole`: all of them were sent.
+    """
 
-    def __init__(self, fields: Fields, text: int) -> None:
-        self.fields = fields
+    __slots__ = ("_at", "_fields", "_message", "text", "whole", "width")
+
+    def __init__(
+        self,
+        fields: Fields | None,
+        text: int,
+        message: bytes = b"",
+        at: i64 = 0,
+        width: i64 = 0,
+        whole: bool = True,
+    ) -> None:
+        """Of fields, or uncut: of what `parse_row` found in order in `message` from byte `at` on."""
+        self._fields = fields
+        self._message = message
+        self._at: i64 = at
         self.text = text
+        if fields is not None:
+            width = len(fields)
+            whole = None not in fields
+        self.width: i64 = width
+        self.whole = whole
+
+    @property
+    def fields(self) -> Fields:
+        found = self._fields
+        if found is None:
+            found = []
+            _cut(self._message, self._at, self.width, found)
+            self._fields = found
+        return found
+
+    def field(self, index: int) -> bytes | None:
+        """One of its fields, without cutting the others."""
+        if self._fields is not None:
+            return self._fields[index]
+        return _field(self._message, self._at, index)
+
+    def splice(self, parts: list[bytes | None]) -> None:
+        """Add all its fields to `parts`."""
+        if self._fields is not None:
+            parts.extend(self._fields)
+        else:
+            _cut(self._message, self._at, self.width, parts)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Row) and self.fields == other.fields and self.text == other.text
@@ -74,6 +116,45 @@ class Row:
 
     def __repr__(self) -> str:
         return f"Row(fields={self.fields!r}, text={self.text!r})"
+
+
+def _cut(message: bytes, at: i64, width: i64, found: list[bytes | None]) -> None:
+    """The fields of a row that was found to be in order (`parse_row`)."""
+    while width > 0:
+        kind: i64 = message[at]
+        if kind == 0x6E:
+            found.append(NULL)
+            at += 1
+        elif kind == 0x75:
+            found.append(None)
+            at += 1
+        else:
+            end: i64 = _end(message, at)
+            found.append(message[at + 1 : end])
+            at = end
+        width -= 1
+
+
+def _field(message: bytes, at: i64, index: i64) -> bytes | None:
+    while index > 0:
+        at = _end(message, at)
+        index -= 1
+    kind: i64 = message[at]
+    if kind == 0x6E:
+        return NULL
+    return None if kind == 0x75 else message[at + 1 : _end(message, at)]
+
+
+def _end(message: bytes, at: i64) -> i64:
+    """Where the column at byte `at` of a row that is in order ends."""
+    kind: i64 = message[at]
+    if kind == 0x6E or kind == 0x75:
+        return at + 1
+    top: i64 = message[at + 1]
+    high: i64 = message[at + 2]
+    middle: i64 = message[at + 3]
+    low: i64 = message[at + 4]
+    return at + 5 + (top << 24 | high << 16 | middle << 8 | low)
 
 
 class Column(NamedTuple):
@@ -201,7 +282,8 @@ def parse_row(message: bytes, at: i64) -> tuple[Row, i64]:
     low: i64 = message[at + 1]
     count: i64 = top << 8 | low
     at += 2
-    fields: Fields = []
+    begin: i64 = at
+    whole = True
     text = 0
     index: i64 = 0
     while index < count:
@@ -211,24 +293,17 @@ def parse_row(message: bytes, at: i64) -> tuple[Row, i64]:
         if kind == 0x62 or kind == 0x74:  # b: binary, t: text
             if at + 5 > size:
                 raise DecodeError("a row is cut off")
-            top = message[at + 1]
-            high: i64 = message[at + 2]
-            middle: i64 = message[at + 3]
-            low = message[at + 4]
-            end: i64 = at + 5 + (top << 24 | high << 16 | middle << 8 | low)
-            if end > size:
+            at = _end(message, at)
+            if at > size:
                 raise DecodeError("a row is cut off")
-            fields.append(message[at + 1 : end])
             if kind == 0x74:
                 text |= 1 << int(index)
-            at = end
         elif kind == 0x6E:  # n: NULL
-            fields.append(NULL)
             at += 1
         elif kind == 0x75:  # u: unchanged, not sent
-            fields.append(None)
+            whole = False
             at += 1
         else:
             raise DecodeError(f"a column of unknown form {int(kind):#x}")
         index += 1
-    return Row(fields, text), at
+    return Row(None, text, message, begin, count, whole), at

@@ -33,7 +33,7 @@ from castling.kinds.postgres.changes import (
     TruncateStep,
     Update,
 )
-from castling.kinds.postgres.copying import Group, copy_rows, groups_of, keys_of
+from castling.kinds.postgres.copying import Group, copy_rows, groups_of, in_order, keys_of
 from castling.kinds.postgres.mapping import Mapping
 from castling.kinds.postgres.messages import NULL, Relation, Row
 from castling.kinds.postgres.statements import (
@@ -61,7 +61,7 @@ __all__ = ["MessageHandler", "NotExact", "Writer", "register_fields"]
 MessageHandler = Callable[[AsyncConnection[Any], bytes], Awaitable[None]]
 
 #: bytes copied with one write to the connection, about
-_COPY_BYTES = 256 << 10
+_COPY_BYTES = 120 << 10
 #: a step of no more changes than this is cheaper row by row than through a staging table
 _FEW = 8
 #: row changes on their way at once
@@ -265,20 +265,22 @@ class Writer:
     async def _write_net(self, found: _Set) -> None:
         table, keys = found.table, found.step.relation.keys
         for group in found.deletes:
-            stage = await self._fill(table, group)
+            stage = await self._fill(table, group, keys)
             await self._run_staged(stage, delete_from_stage(stage, table, _shape(group), keys), group)
         for group in found.updates:
-            stage = await self._fill(table, group)
+            stage = await self._fill(table, group, keys)
             await self._run_staged(stage, update_from_stage(stage, table, _shape(group), keys), group)
         for group in found.inserts:
             if group.text:
-                stage = await self._fill(table, group)
+                stage = await self._fill(table, group, keys)
                 await self._run_staged(stage, insert_from_stage(stage, table, _shape(group)), group)
             else:
                 await self._copy(copy_table(table, _shape(group)), group, len(table.columns))
 
-    async def _fill(self, table: TargetTable, group: Group) -> str:
+    async def _fill(self, table: TargetTable, group: Group, keys: tuple[int, ...]) -> str:
         stage = await self._stage(table, _shape(group))
+        if keys:
+            in_order(group.rows, keys)
         columns = ", ".join(f"c{index}" for index in group.sent)
         await self._copy(f"COPY {stage} ({columns}) FROM STDIN (FORMAT binary)", group, len(table.columns))
         return stage
