@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from typing import Any
 
-from tests.real.pg_cast import Journal, Pair, captured
+from tests.real.pg_cast import Journal, Pair, captured, until
 
 from castling.apply.schedule import Batcher, Discard, Limits
 from castling.kinds.base import Stream, Target
 from castling.kinds.postgres.decoder import PostgresDecoder
+from castling.kinds.postgres.foreign_watch import ForeignWatch
 from castling.kinds.postgres.kind import KIND
 from castling.kinds.postgres.target import PostgresTarget
 from castling.testing.compare import Comparison, compare
 
-__all__ = ["DyingTarget", "Follower", "random_limits"]
+__all__ = ["DyingTarget", "Follower", "random_limits", "watch_for_others"]
 
 
 class Follower:
@@ -95,6 +97,17 @@ class Follower:
     def assert_equal(self) -> None:
         found = self.compared()
         assert found.equal, found.differences
+
+
+async def watch_for_others(stream: Stream) -> None:
+    """Put on the target what notices writes that are not Castling's, and leave it there."""
+    watch = ForeignWatch(stream.group, stream.settings.databases[stream.backup], watching=True)
+    watching = asyncio.create_task(watch.run())
+    try:
+        await until(lambda: watch.report()["unwatched"] == 0)
+    finally:
+        watching.cancel()
+        await asyncio.wait((watching,))
 
 
 def random_limits(chance: random.Random) -> Limits:

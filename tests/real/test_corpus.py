@@ -25,7 +25,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.real.apply_cast import DyingTarget, Follower
+from tests.real.apply_cast import DyingTarget, Follower, watch_for_others
 from tests.real.pg_cast import BulkTo, Pair, database_pair
 
 from castling.apply.schedule import Limits
@@ -144,7 +144,8 @@ def _definitions(server: EmbeddedServer, database: str, cases: list[Case]) -> li
         text=True,
         check=True,
     ).stdout.splitlines()
-    return [line for line in dumped if line and not line.startswith(("--", "\\"))]
+    kept = [line for line in dumped if line and not line.startswith(("--", "\\"))]
+    return [line for line in kept if "TRIGGER castling_watch" not in line]
 
 
 @pytest.mark.timeout(300)
@@ -177,11 +178,16 @@ async def test_every_hard_case(
         await _seeded(follower)
         for case in cases:
             _run(west, pair.name, case, "target")
+        await watch_for_others(follower.stream)
         for case in cases:
             _run(east, pair.name, case, "live")
         await follower.capture()
         deaths = await _apply_through_deaths(follower, Limits(changes=changes))
         assert deaths > 0, "nothing has died"
+        noted = pair.target("SELECT part, operation, application FROM castling.foreign_writes")
+        assert noted == [], "what Castling writes is not of others"
+        watched = pair.target("SELECT count(*) FROM castling.watched")[0][0]
+        assert watched > (5 if both_15 else 50)
         extra = {f'"{case.name}".{table}' for case in cases for table in case.extra}
         found = compare(east.dsn(pair.name), west.dsn(pair.name))
         differing = [

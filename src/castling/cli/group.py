@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from castling.cli import parts
+from castling.cli import foreign, parts
 from castling.cli.output import Result, ask, columns, say
 from castling.cli.session import Session, Yes, command
 from castling.cli.status import details, one_line, table
@@ -41,6 +41,7 @@ def register(app: typer.Typer) -> None:
     command(groups, "copy-unlogged")(_copy_unlogged)
     command(groups, "remove")(_remove)
     parts.register(groups)
+    foreign.register(groups)
     app.add_typer(groups, name="group")
 
 

@@ -155,6 +155,9 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     sequence_margin: int = 1000
     #: "compare": large objects are compared at intervals and carried when they changed; "ignore": left behind
     large_objects: Literal["compare", "ignore"] = "compare"
+    #: "watch": writes on the target that are not Castling's are noticed by triggers on its tables, and told;
+    #: "ignore": none are put there
+    foreign_writes: Literal["watch", "ignore"] = "watch"
     #: seconds between two looks at what the log does not show, at least
     compare_every: Seconds = 60.0
     #: source changes in one target transaction, at most

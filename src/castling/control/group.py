@@ -85,6 +85,19 @@ class Groups:
         differing = sum(finding["severity"] != "ok" for finding in findings)
         return {"group": group, "node": node.name, "differences": differing, "findings": findings}
 
+    async def foreign_writes(
+        self, group: str, *, since_s: float | None = None, acknowledge: Caller | None = None
+    ) -> Json:
+        """Writes on every backup that are not the group's: of the last `since_s` seconds, or those that
+        nobody has acknowledged. `acknowledge`: who has seen what is returned."""
+        settings = group_settings(self._local.deployed(), group)
+        nodes = [self._node(backup) for backup in settings.backups]
+        by = None if acknowledge is None else str(acknowledge)
+        told = _all(await ask_all(nodes, lambda node: node.foreign_writes(group, since_s, by)))
+        writes = [each for said in told.values() for each in said]
+        is_open = sum(each["acknowledged_ns"] is None for each in writes)
+        return {"group": group, "acknowledged": by is not None, "open": is_open, "writes": writes}
+
     # --- changing -----------------------------------------------------------------------------
 
     async def copy_left_behind(self, group: str) -> Json:

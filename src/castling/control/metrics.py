@@ -69,6 +69,11 @@ STREAM_METRICS = (
         _oldest_hold,
     ),
     Figure(
+        "castling_foreign_writes",
+        "Transactions of others that wrote on the target's tables and that nobody has acknowledged.",
+        _at("foreign_writes", "open"),
+    ),
+    Figure(
         "castling_stream_running",
         "1 when every end of the stream runs, else 0.",
         lambda view: float(view["state"] == "running"),

@@ -75,6 +75,9 @@ class Node(Protocol):
     async def compare_schema(self, group: str) -> list[Json]:
         """How definitions differ between the ends of every stream, as findings."""
 
+    async def foreign_writes(self, group: str, since_s: float | None, acknowledge: str | None) -> list[Json]:
+        """Writes on this node's copy that are not the group's, each with its `backup`; see `Kind`."""
+
     async def move_parts(self, group: str, action: PartAction, parts: list[str], reason: str) -> list[Json]:
         """Ask the group's apply on this node to hold or release parts: `backup`, `part`, `result` each."""
 
@@ -241,6 +244,16 @@ class LocalNode:
                 found += [{"backup": stream.backup, **each} for each in moved]
         return found
 
+    async def foreign_writes(self, group: str, since_s: float | None, acknowledge: str | None) -> list[Json]:
+        config = self.deployed()
+        kind = kinds.load(group_settings(config, group).kind)
+        found: list[Json] = []
+        for stream in streams(config, group):
+            if stream.backup == self.name:
+                told = await kind.foreign_writes(stream, since_s=since_s, acknowledge=acknowledge)
+                found += [{"backup": stream.backup, **each} for each in told]
+        return found
+
     async def forget_kind(self, group: str, without: list[str]) -> None:
         config = self.deployed()
         kind = kinds.load(group_settings(config, group).kind)
@@ -321,6 +334,11 @@ class RemoteNode:
     async def move_parts(self, group: str, action: PartAction, parts: list[str], reason: str) -> list[Json]:
         body = {"action": action, "parts": parts, "reason": reason}
         found: list[Json] = await self._call("POST", f"/v1/node/groups/{group}/parts", body, SLOW_S)
+        return found
+
+    async def foreign_writes(self, group: str, since_s: float | None, acknowledge: str | None) -> list[Json]:
+        body = {"since_s": since_s, "acknowledge": acknowledge}
+        found: list[Json] = await self._call("POST", f"/v1/node/groups/{group}/foreign-writes", body, SLOW_S)
         return found
 
     async def forget_kind(self, group: str, without: list[str]) -> None:

@@ -130,6 +130,11 @@ class PartsBody(msgspec.Struct, forbid_unknown_fields=True):
     reason: str = ""
 
 
+class ForeignBody(msgspec.Struct, forbid_unknown_fields=True):
+    since_s: float | None = None
+    acknowledge: str | None = None
+
+
 class ForgetBody(msgspec.Struct, forbid_unknown_fields=True):
     without: list[str]
 
@@ -248,6 +253,15 @@ async def _parts(services: Services, call: Call) -> Any:
     return await services.groups.move_parts(call.names["group"], body.action, body.parts, body.reason)
 
 
+async def _foreign_writes(services: Services, call: Call) -> Any:
+    since_s = call.number("since_s", 0, 0, 1e9) or None
+    return await services.groups.foreign_writes(call.names["group"], since_s=since_s)
+
+
+async def _acknowledge(services: Services, call: Call) -> Any:
+    return await services.groups.foreign_writes(call.names["group"], acknowledge=call.caller)
+
+
 async def _remove(services: Services, call: Call) -> Any:
     without = [name for name in call.query.get("without", "").split(",") if name]
     return await services.groups.remove(call.names["group"], call.caller, without)
@@ -295,6 +309,12 @@ async def _node_parts(services: Services, call: Call) -> Any:
     return await services.local.move_parts(call.names["group"], body.action, body.parts, body.reason)
 
 
+async def _node_foreign_writes(services: Services, call: Call) -> Any:
+    body = call.body
+    by = None if body.acknowledge is None else body.acknowledge[:100]
+    return await services.local.foreign_writes(call.names["group"], body.since_s, by)
+
+
 async def _node_forget_kind(services: Services, call: Call) -> Any:
     return await services.local.forget_kind(call.names["group"], call.body.without)
 
@@ -327,6 +347,8 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/groups/{group}/check", _OPERATOR, _check),
     Endpoint("POST", "/v1/groups/{group}/compare-schema", _OPERATOR, _compare_schema),
     Endpoint("POST", "/v1/groups/{group}/copy-unlogged", _ADMIN, _copy_unlogged),
+    Endpoint("GET", "/v1/groups/{group}/foreign-writes", _VIEWER, _foreign_writes),
+    Endpoint("POST", "/v1/groups/{group}/foreign-writes/acknowledge", _OPERATOR, _acknowledge),
     Endpoint("POST", "/v1/groups/{group}/start", _OPERATOR, _start),
     Endpoint("POST", "/v1/groups/{group}/reseed", _ADMIN, _reseed),
     Endpoint("POST", "/v1/groups/{group}/stop", _OPERATOR, _stop),
@@ -342,6 +364,9 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/node/groups/{group}/copy-unlogged", Access.NODE, _node_copy_unlogged),
     Endpoint("POST", "/v1/node/groups/{group}/compare-schema", Access.NODE, _node_compare_schema),
     Endpoint("POST", "/v1/node/groups/{group}/parts", Access.NODE, _node_parts, PartsBody),
+    Endpoint(
+        "POST", "/v1/node/groups/{group}/foreign-writes", Access.NODE, _node_foreign_writes, ForeignBody
+    ),
     Endpoint("POST", "/v1/node/groups/{group}/forget-kind", Access.NODE, _node_forget_kind, ForgetBody),
     Endpoint("POST", "/v1/node/groups/{group}/forget", Access.NODE, _node_forget),
 )

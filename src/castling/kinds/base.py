@@ -292,6 +292,12 @@ class Kind(Protocol):
     ) -> list[dict[str, Any]]:
         """Ask the apply of the stream to hold, release or copy parts anew; `part` and `result` of each."""
 
+    async def foreign_writes(
+        self, stream: Stream, *, since_s: float | None, acknowledge: str | None
+    ) -> list[dict[str, Any]]:
+        """Writes on the target that no stream of Castling's made, the newest first: of the last `since_s`
+        seconds, or those that nobody has acknowledged. `acknowledge`: who has seen what is returned."""
+
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         """How the target's definitions differ from the source's; one OK finding if they don't. Only looks."""
 

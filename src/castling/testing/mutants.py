@@ -194,6 +194,31 @@ MUTANTS = (
         ("tests/unit/test_pg_holds.py",),
     ),
     Mutant(
+        "own-sessions-unmarked",
+        "what Castling writes on the target is not taken for somebody else's",
+        (
+            Edit(
+                "kinds/postgres/connect.py",
+                '"options": f"-c {OWN_SESSION}=on",\n',
+                '"options": "",\n',
+            ),
+        ),
+        ("tests/real/test_foreign_writes.py", "-k", "not_reported"),
+    ),
+    Mutant(
+        "replicas-unwatched",
+        "a session that makes itself a replication replica is noticed like any other",
+        (
+            Edit(
+                "kinds/postgres/foreign_sql.py",
+                " ENABLE ALWAYS TRIGGER {TRIGGER}",
+                " ENABLE TRIGGER {TRIGGER}",
+            ),
+            Edit("kinds/postgres/foreign_watch.py", "t.tgenabled = 'A'", "t.tgenabled = 'O'"),
+        ),
+        ("tests/real/test_foreign_writes.py", "-k", "whatever_a_session_sets"),
+    ),
+    Mutant(
         "emptied-tables-forgotten",
         "a table truncated during the first copy comes right",
         (

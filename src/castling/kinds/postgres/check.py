@@ -21,7 +21,12 @@ from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.costs import judge_copy
 from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
 from castling.kinds.postgres.judge import judge_source, judge_table, judge_target
-from castling.kinds.postgres.judge_beside import judge_needed, judge_outside, judge_target_sequences
+from castling.kinds.postgres.judge_beside import (
+    judge_needed,
+    judge_outside,
+    judge_target_sequences,
+    judge_watching,
+)
 from castling.kinds.postgres.neighbours import read_taken
 from castling.kinds.postgres.outside_read import read_available_extensions, read_outside, read_roles_needed
 from castling.kinds.postgres.publication import identity_problems, partition_problems, published
@@ -81,6 +86,7 @@ async def check_stream(stream: Stream) -> list[Finding]:
     if await _is_same(stream):
         return [*found, refused("target", "same-database", _SAME, _SAME_HINT)]
     found += judge_target(tables, target, settings, seeded=bool(target.ours))
+    found += judge_watching(target, settings)
     if settings.seed.schema == "create" and not target.ours:
         found += judge_needed(source, target, settings)
     refused_already = {finding.object for finding in found if finding.severity is Severity.REFUSED}
@@ -246,6 +252,17 @@ async def _ask_target(stream: Stream, names: set[str]) -> TargetFacts:
             )
             facts.ours = {found[0] for found in await cursor.fetchall()}
             facts.taken = await read_taken(connection, stream.group)
+        row = await _one(
+            connection,
+            "SELECT pg_catalog.to_regclass('castling.watched') IS NOT NULL,"
+            " EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname = 'plpgsql')",
+        )
+        facts.may_watch = row[1]
+        if row[0]:
+            row = await _one(
+                connection, "SELECT EXISTS (SELECT FROM castling.watched WHERE stream = %s)", stream.group
+            )
+            facts.watched = row[0]
         asked = sorted(names & set(facts.tables) - facts.ours)
         facts.filled = await _filled(connection, [facts.tables[name] for name in asked])
         return facts

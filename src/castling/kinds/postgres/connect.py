@@ -26,9 +26,11 @@ from castling.errors import (
     TargetUnreachable,
 )
 
-__all__ = ["connect", "parameters", "password_of", "scrubbed"]
+__all__ = ["OWN_SESSION", "connect", "parameters", "password_of", "scrubbed"]
 
 CONNECT_TIMEOUT_S = 10
+#: set to "on" in every session of Castling's: by it the target tells what it writes from what others write
+OWN_SESSION = "castling.session"
 #: how long a connection that nobody wants any more may take to be made
 GIVEN_UP_S = 2.0
 #: a part of a line of a pgpass file, which may hold escaped colons, and one such escape
@@ -96,7 +98,7 @@ def parameters(settings: DatabaseSettings, *, application_name: str, **more: str
         "client_encoding": "UTF8",
         # or libpq would take them from the agent's environment, and reach another server than is written
         "hostaddr": "",
-        "options": "",
+        "options": f"-c {OWN_SESSION}=on",
         "connect_timeout": str(CONNECT_TIMEOUT_S),
         "keepalives": "1",
         "keepalives_idle": "10",

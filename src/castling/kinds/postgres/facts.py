@@ -59,6 +59,10 @@ class TargetFacts:
     ours: set[str] = field(default_factory=set)
     #: tables that other groups fill, and which group
     taken: dict[str, str] = field(default_factory=dict)
+    #: the triggers that notice writes of others are there
+    watched: bool = False
+    #: the server has the language in which they are written
+    may_watch: bool = True
 
 
 def refused(object_: str, code: str, message: str, hint: str = "") -> Finding:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import psycopg
+from psycopg import AsyncConnection
 
 from castling.errors import SourceUnreachable, TargetUnreachable
 from castling.kinds.base import Stream
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.foreign_notes import unwatch
 from castling.kinds.postgres.progress import origin_name
 from castling.kinds.postgres.session import slot_name
 from castling.kinds.postgres.standby import release_commits
@@ -70,6 +73,7 @@ async def _forget_target(stream: Stream) -> None:
         error=TargetUnreachable,
     )
     try:
+        await _unwatch(connection, stream.group)
         await connection.execute(
             "SELECT pg_catalog.pg_replication_origin_drop(roname)"
             " FROM pg_catalog.pg_replication_origin WHERE roname = %s",
@@ -95,3 +99,15 @@ async def _forget_target(stream: Stream) -> None:
                 )
     finally:
         await connection.close()
+
+
+async def _unwatch(connection: AsyncConnection[Any], group: str) -> None:
+    """To take a trigger off a table is to wait for those who read it."""
+    await connection.execute(f"SET lock_timeout = '{_WITHIN_S:.0f}s'".encode())
+    try:
+        await unwatch(connection, group)
+    except psycopg.errors.LockNotAvailable as error:
+        raise TargetUnreachable(
+            f"a table of the target is in use, and keeps its trigger: {error.diag.message_primary}",
+            hint="ask again when who reads it has ended",
+        ) from error

@@ -14,6 +14,7 @@ __all__ = [
     "judge_outside",
     "judge_sequences",
     "judge_target_sequences",
+    "judge_watching",
 ]
 
 
@@ -100,3 +101,28 @@ def judge_outside(source: list[Thing], target: list[Thing], extensions: dict[str
     the versions that the target could install."""
     found = judge_extensions(differences(source, target), extensions)
     return [finding(each, code="outside-differs") for each in found]
+
+
+def judge_watching(target: TargetFacts, settings: GroupSettings) -> list[Finding]:
+    """What notices writes of others on the target: what is put there for it."""
+    if settings.foreign_writes == "ignore" or target.watched:
+        return []
+    if not target.may_watch:
+        return [
+            warning(
+                "target",
+                "foreign-writes-unknown",
+                "the database has no language plpgsql: writes of others are not noticed",
+                'CREATE EXTENSION plpgsql, or set foreign_writes = "ignore"',
+            )
+        ]
+    return [
+        Finding(
+            Severity.CHANGE,
+            "target",
+            "watches-writes",
+            "each of the group's tables on the target gets a trigger (castling_watch) and the database two"
+            " event triggers, by which writes of others are noticed",
+            'set foreign_writes = "ignore" if that is not wanted; `castling group remove` takes them away',
+        )
+    ]

@@ -11,6 +11,8 @@ from castling.kinds.postgres.capture import PostgresCapture
 from castling.kinds.postgres.check import check_stream
 from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.definition_watch import DefinitionWatch
+from castling.kinds.postgres.foreign_notes import list_foreign_writes
+from castling.kinds.postgres.foreign_watch import ForeignWatch
 from castling.kinds.postgres.forget import forget_stream
 from castling.kinds.postgres.left_behind import copy_left_behind
 from castling.kinds.postgres.parts import move_parts
@@ -62,6 +64,9 @@ class PostgresKind:
             _target(stream),
             seeded=True,
             definitions=definitions,
+            foreign=ForeignWatch(
+                stream.group, _target(stream), watching=stream.settings.foreign_writes == "watch"
+            ),
             on_error=stream.settings.on_error,
         )
 
@@ -75,6 +80,11 @@ class PostgresKind:
         self, stream: Stream, action: PartAction, parts: Sequence[str], reason: str
     ) -> list[dict[str, Any]]:
         return await move_parts(stream, action, parts, reason)
+
+    async def foreign_writes(
+        self, stream: Stream, *, since_s: float | None, acknowledge: str | None
+    ) -> list[dict[str, Any]]:
+        return await list_foreign_writes(stream, since_s=since_s, acknowledge=acknowledge)
 
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         return await compare_schema(stream)

@@ -94,6 +94,8 @@ SELECT 'trigger', r.nspname, r.chosen_by, r.name || pg_catalog.format('.%I', g.t
        pg_catalog.concat_ws(' ', pg_catalog.pg_get_triggerdef(g.oid), NULLIF(g.tgenabled, 'O')),
        pg_catalog.pg_get_triggerdef(g.oid)
   FROM relation r JOIN pg_catalog.pg_trigger g ON g.tgrelid = r.oid AND NOT g.tgisinternal
+  JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
+ WHERE f.pronamespace <> COALESCE(pg_catalog.to_regnamespace('castling'), 0)
 UNION ALL
 SELECT 'rule', r.nspname, r.chosen_by, r.name || pg_catalog.format('.%I', u.rulename),
        pg_catalog.pg_get_ruledef(u.oid), pg_catalog.pg_get_ruledef(u.oid)

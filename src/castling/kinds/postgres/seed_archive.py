@@ -6,6 +6,7 @@ first, put into words that it knows (`seed_older`), and run by psql.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from castling.kinds.postgres.tools import find_tool, run_tool
 __all__ = ["SeedArchive"]
 
 _ARCHIVE_MAX = 256 << 20
+#: in an archive's list of contents
+_WATCHING = re.compile(r" (TRIGGER \S.* castling_watch|EVENT TRIGGER \S+ castling_watch_\w+) ")
 
 
 class SeedArchive:
@@ -57,10 +60,21 @@ class SeedArchive:
             self._program(), f"--section={section}", "--list", str(self._path), settings=self._settings
         )
 
+    async def _chosen(self, section: str) -> list[str]:
+        """What of a section is restored. Where the source is itself a target, it has triggers that watch it;
+        they are not its own."""
+        contents = (await self.contents(section)).decode(errors="surrogateescape").splitlines(keepends=True)
+        own = [line for line in contents if not _WATCHING.search(line)]
+        if len(own) == len(contents):
+            return [f"--section={section}"]
+        listed = self._path.with_name(f"{section}.list")
+        listed.write_text("".join(own), errors="surrogateescape")
+        return [f"--section={section}", f"--use-list={listed}"]
+
     async def restore(self, section: str, *options: str) -> None:
         """Make what the section defines, all of it or nothing."""
         program = self._program()
-        chosen = [f"--section={section}", *self._plain, *options]
+        chosen = [*await self._chosen(section), *self._plain, *options]
         if is_as_it_is(self._target):
             into = ["--single-transaction", "--dbname", self._settings.dbname]
             await run_tool(program, *chosen, *into, str(self._path), settings=self._settings)

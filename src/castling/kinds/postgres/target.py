@@ -31,6 +31,7 @@ from castling.kinds.postgres.changes import coalesce
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.emptied import EmptiedTables
+from castling.kinds.postgres.foreign_watch import ForeignWatch
 from castling.kinds.postgres.holds import TablePositions, concerns_table, copy_mends
 from castling.kinds.postgres.large_object_target import LargeObjectTarget
 from castling.kinds.postgres.large_objects import LARGE_OBJECTS_PREFIX
@@ -84,6 +85,7 @@ class PostgresTarget:
         *,
         seeded: bool = False,
         definitions: DefinitionWatch | None = None,
+        foreign: ForeignWatch | None = None,
         on_error: Literal["resync", "hold", "stop"] = "stop",
     ) -> None:
         self._seeded = seeded
@@ -98,7 +100,8 @@ class PostgresTarget:
         self._positions = TablePositions(group)
         self._in_transaction = False
         self._definitions = definitions
-        self._looking: asyncio.Task[None] | None = None
+        self._foreign = foreign
+        self._looking: list[asyncio.Task[None]] = []
         self._sequences = SequenceTarget(group)
         self._large_objects = LargeObjectTarget(group)
         #: by prefix: what is done with messages of the stream
@@ -126,8 +129,9 @@ class PostgresTarget:
             await self._large_objects.load(connection)
             self._progress = await progress.read(connection, self._group)
             await self._positions.do_wanted_and_load(connection, self._progress)
-        if self._definitions is not None and self._looking is None:
-            self._looking = asyncio.create_task(self._definitions.run())
+        watches = [each for each in (self._definitions, self._foreign) if each is not None]
+        if not self._looking:
+            self._looking = [asyncio.create_task(each.run()) for each in watches]
         if self._seeded and not self._progress:
             raise TargetForeign(
                 f"{self._settings.host}:{self._settings.port}/{self._settings.dbname} does not hold the copy"
@@ -228,10 +232,11 @@ class PostgresTarget:
             await self._positions.give_up(self._connected(), part, self._progress)
 
     async def close(self) -> None:
-        looking, self._looking = self._looking, None
-        if looking is not None:
-            looking.cancel()
-            await asyncio.wait((looking,))
+        looking, self._looking = self._looking, []
+        for each in looking:
+            each.cancel()
+        if looking:
+            await asyncio.wait(looking)
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
@@ -263,7 +268,10 @@ class PostgresTarget:
             "origin": origin_name(self._group),
             "sets": None if self._writer is None else self._writer.sets,
             "replays": None if self._writer is None else self._writer.replays,
-            "warnings": self._sequences.warnings() + self._large_objects.warnings(),
+            "warnings": self._sequences.warnings()
+            + self._large_objects.warnings()
+            + ([] if self._foreign is None else self._foreign.warnings()),
+            "foreign_writes": None if self._foreign is None else self._foreign.report(),
             "definitions": None if self._definitions is None else self._definitions.report(),
             "beside": {
                 "sequences": self._sequences.report(),

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from castling.config import DatabaseSettings
 from castling.errors import SeedFailed, ToolMissing
-from castling.kinds.postgres.connect import password_of, scrubbed
+from castling.kinds.postgres.connect import OWN_SESSION, password_of, scrubbed
 
 __all__ = ["environment", "find_tool", "run_tool"]
 
@@ -81,6 +81,7 @@ def environment(settings: DatabaseSettings) -> Iterator[dict[str, str]]:
         "PGSSLMODE": settings.sslmode,
         "PGCONNECT_TIMEOUT": "10",
         "PGAPPNAME": "castling seed",
+        "PGOPTIONS": f"-c {OWN_SESSION}=on",
     }
     if settings.sslrootcert is not None:
         found["PGSSLROOTCERT"] = settings.sslrootcert
