@@ -187,6 +187,13 @@ class ContinuityLost(SourceError):
     exit_code = 22
 
 
+class LogGivenUp(ContinuityLost):
+    """The source has let its log go on purpose, for its own sake: the backup had not taken it (wal_limit)."""
+
+    code = "log-given-up"
+    exit_code = 26
+
+
 class NotReplicable(SourceError):
     """Something in the source can't be replicated as configured."""
 

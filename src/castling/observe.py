@@ -116,6 +116,11 @@ class CommitLag:
         self._pending.clear()
         self._held = 0
 
+    def forget_after(self, offset: int) -> None:
+        """The same behind source position `offset`: what is before it is kept, and will not be told again."""
+        while self._pending and self._pending[-1][0] > offset:
+            self._held -= len(self._pending.pop()[1])
+
     def oldest_s(self, now_ns: int) -> float | None:
         """Age in seconds of the oldest commit that is pending; None when there is none."""
         if not self._pending:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from castling.apply.schedule import Batcher
+from castling.groups.spool import Spool
+from castling.groups.spooling import SpoolFeed
 from castling.host import File
 from castling.journal import recovery, segment
 from castling.journal.journal import Journal
@@ -20,7 +22,7 @@ from castling.journal.record import Record, Tail
 from castling.journal.segment import parse_header
 from castling.kinds.base import Abandon, Commit, Piece
 from castling.link import handshake, receiver
-from castling.link.feed import CaptureFeed
+from castling.link.feed import CaptureFeed, Run
 from castling.link.frames import Batch, Hello
 from castling.link.intake import Intake
 from castling.testing.sim.batch import run_seed
@@ -199,6 +201,29 @@ def every_epoch_taken(patch: Patch) -> None:
     patch.setattr(Journal, "_verify", check_without)
 
 
+def spool_not_synced(patch: Patch) -> None:
+    async def add(self: Spool, run: Run) -> Tail:
+        assert self._journal is not None
+        self._check_room(len(run.data))
+        self._journal.append(run.data)
+        self._journal.hardened = self._journal.tail
+        self._journal._publish()
+        return self._journal.tail
+
+    patch.setattr(Spool, "add", add)
+
+
+def spool_removed_before_it_was_sent(patch: Patch) -> None:
+    acknowledge = SpoolFeed.acknowledge
+
+    async def early(self: SpoolFeed, tail: Tail) -> None:
+        await acknowledge(self, tail)
+        if self._spool.is_there and not self._filling:
+            self._acked = self._spool.tail
+
+    patch.setattr(SpoolFeed, "acknowledge", early)
+
+
 MUTANTS: list[Callable[[Patch], None]] = [
     fsync_removed,
     acknowledged_before_it_is_hardened,
@@ -216,6 +241,8 @@ MUTANTS: list[Callable[[Patch], None]] = [
     resumed_one_late,
     capture_resumed_too_far,
     every_epoch_taken,
+    spool_not_synced,
+    spool_removed_before_it_was_sent,
 ]
 
 

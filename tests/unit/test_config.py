@@ -128,6 +128,32 @@ def test_load_reads_a_file_and_names_a_missing_one(tmp_path) -> None:
         ),
         ('backups = ["west"]', 'backups = ["west"]\nheartbeat = 0', "heartbeat: must be from 0.05"),
         (
+            'backups = ["west"]',
+            'backups = ["west"]\nwal_spool = "1GiB"',
+            "castling.toml:16: groups.orders.wal_spool: 1073741824 bytes is less than wal_alarm",
+        ),
+        (
+            'backups = ["west"]',
+            'backups = ["west"]\nwal_spool = "40GiB"\nwal_limit = "30GiB"\non_wal_limit = "stop"',
+            "castling.toml:17: groups.orders.wal_limit: 32212254720 bytes is less than wal_spool",
+        ),
+        (
+            'backups = ["west"]',
+            'backups = ["west"]\nwal_limit = "1GiB"\non_wal_limit = "stop"',
+            "castling.toml:16: groups.orders.wal_limit: 1073741824 bytes is less than wal_alarm",
+        ),
+        ('backups = ["west"]', 'backups = ["west"]\nwal_limit = "90GiB"', "on_wal_limit: is missing"),
+        (
+            'backups = ["west"]',
+            'backups = ["west"]\non_wal_limit = "reseed"',
+            "castling.toml:16: groups.orders.on_wal_limit: is for wal_limit",
+        ),
+        (
+            'backups = ["west"]',
+            'backups = ["west"]\ndelivery = "sync"\non_sync_loss = "degrade"\nwal_spool = "90GiB"',
+            'castling.toml:18: groups.orders.wal_spool: is for delivery = "async"',
+        ),
+        (
             'user = "castling"\n\n',
             'user = "castling"\npassword = "x"\n',
             "a password never stands in this file",

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from castling.kinds.postgres.pins import OLD_S, WORTH_BYTES, Growth, OpenTransaction, SlotState, pin_warnings
+from castling.kinds.postgres.pins import (
+    NEAR_S,
+    OLD_S,
+    WORTH_BYTES,
+    Growth,
+    OpenTransaction,
+    SlotState,
+    limit_warnings,
+    pin_warnings,
+)
 
 _OLD = OpenTransaction(7300.0, "app", 42, "billing", "idle in transaction")
 _PREPARED = OpenTransaction(400.0, "xa", gid="it's 1")
@@ -42,6 +51,19 @@ def test_more_than_the_alarm_says_how_long_it_lasts() -> None:
 @pytest.mark.parametrize("status", ["unreserved", "lost"])
 def test_a_slot_beyond_its_limit_is_told_however_little_it_is(status: str) -> None:
     assert _codes(SlotState(1 << 20, status, 0)) == ["wal-unreserved"]
+
+
+def test_an_end_that_is_near_is_told() -> None:
+    slot = SlotState(1 << 30, "extended", None)
+    assert limit_warnings(slot, limit=None, limit_in_s=None, disk_full_in_s=None) == []
+    assert limit_warnings(slot, limit=2 << 30, limit_in_s=NEAR_S, disk_full_in_s=NEAR_S) == []
+    [limit, disk] = limit_warnings(slot, limit=2 << 30, limit_in_s=7200.0, disk_full_in_s=60.0)
+    assert limit["code"] == "wal-limit-near" and "2.0 h" in limit["message"] and "2.0 GiB" in limit["message"]
+    assert disk["code"] == "wal-disk-near" and "60 s" in disk["message"]
+    idle = SlotState(1 << 20, "reserved", None)
+    assert limit_warnings(idle, limit=None, limit_in_s=None, disk_full_in_s=60.0) == [], (
+        "not the slot's doing"
+    )
 
 
 def test_a_forecast_needs_looks_that_lie_apart_and_growth() -> None:

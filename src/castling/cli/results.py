@@ -60,7 +60,10 @@ _FINDINGS = (
 _LAG = (("p50", "median"), ("p99", "99th percentile"), ("max", "greatest"), ("samples", "commits measured"))
 _WARNING = (("code", "stable word"), ("message", "for people"), ("hint", "what to do"))
 _STAGES = ("captured", "hardened", "applied", "released")
-_STATES = "starting, seeding, running, waiting, pausing (starts again soon), stopped, failed, unknown"
+_STATES = (
+    "starting, seeding, running, waiting, given-up (a new copy is made when the backup is back), pausing "
+    "(starts again soon), stopped, failed, unknown"
+)
 _STREAM = (
     ("backup", "node that holds the copy"),
     ("state", "that of its worst end, or journal-full, or on-hold"),
@@ -117,6 +120,17 @@ _STREAM = (
     ("ends.*.restarts", "times the agent started it anew"),
     ("ends.*.pid", "its process; null: none runs"),
     ("ends.*.detail", "a sentence"),
+    ("ends.*.capture.wal", "what the source keeps of its log for the stream; null for what is not known"),
+    ("ends.*.capture.wal.retained_bytes", "in all, what open transactions pin included"),
+    ("ends.*.capture.wal.waiting_bytes", "of it, what neither the backup nor the spool has taken"),
+    ("ends.*.capture.wal.lasts_s", "until the server takes it away (max_slot_wal_keep_size), seconds"),
+    ("ends.*.capture.wal.limit_in_s", "until the backup is given up (wal_limit), seconds"),
+    ("ends.*.capture.wal.disk_full_in_s", "until the disk of the source's log is full, seconds"),
+    ("ends.*.spool", "where changes wait while the backup is away; null without wal_spool"),
+    ("ends.*.spool.state", "empty, kept (what was on its way), filling, sending or full"),
+    ("ends.*.spool.bytes", "its size on disk"),
+    ("ends.*.spool.unsent_bytes", "of it, what the backup has not acknowledged, about"),
+    ("ends.*.spool.full_in_s", "until it takes nothing more, seconds; null: not in sight or not known"),
 )  # fmt: skip
 _GROUP = (
     ("group", "name"),

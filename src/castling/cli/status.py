@@ -176,12 +176,24 @@ def _link_trouble(stream: Json) -> list[str]:
 
 def _room(stream: Json) -> list[str]:
     """A forecast below a day is worth a line."""
+    lines = _spool(stream)
     journal = stream["ends"]["receive"].get("journal") or {}
     full_in_s = journal.get("full_in_s")
     if full_in_s is None or full_in_s > 86400:
-        return []
+        return lines
     left, free = seconds_text(max(0.0, full_in_s)), bytes_text(journal.get("free_bytes"))
-    return [f"journal on {stream['backup']}: full in {left} at this rate ({free} free)"]
+    return [*lines, f"journal on {stream['backup']}: full in {left} at this rate ({free} free)"]
+
+
+def _spool(stream: Json) -> list[str]:
+    """What waits on the capture's node, while anything does."""
+    spool = stream["ends"]["source"].get("spool") or {}
+    if spool.get("state") in (None, "empty"):
+        return []
+    full_in_s = spool.get("full_in_s")
+    left = "" if full_in_s is None else f", full in {seconds_text(full_in_s)} at this rate"
+    unsent = bytes_text(spool.get("unsent_bytes"))
+    return [f"spool for {stream['backup']}: {spool['state']}, {unsent} not on the backup{left}"]
 
 
 def _holds(stream: Json) -> list[str]:

@@ -17,6 +17,7 @@ from castling.config.settings import (
     NodeSettings,
     RetentionSettings,
     SeedSettings,
+    SpoolSettings,
 )
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "NodeSettings",
     "RetentionSettings",
     "SeedSettings",
+    "SpoolSettings",
     "load",
     "parse",
 ]

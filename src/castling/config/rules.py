@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -29,6 +30,7 @@ def problems(config: Config) -> list[Problem]:
         found += _members(config, name, group)
         found += _databases(name, group)
         found += _delivery(name, group)
+        found += _source_log(name, group)
         found += _figures(name, group)
     if not found:
         found += _listeners(config)
@@ -139,6 +141,31 @@ def _delivery(name: str, group: GroupSettings) -> Iterator[Problem]:
         yield at, 'is for delivery = "sync"; with "async" commits never wait'
 
 
+def _source_log(name: str, group: GroupSettings) -> Iterator[Problem]:
+    """The order in which the source's log is protected: an alarm, a spool, giving the backup up."""
+    at = ("groups", name)
+    steps = [("wal_alarm", group.wal_alarm), ("wal_spool", group.wal_spool), ("wal_limit", group.wal_limit)]
+    taken = [(key, size) for key, size in steps if size is not None]
+    for (before, least), (key, size) in itertools.pairwise(taken):
+        if size < least:
+            told = f"is less than {before} ({least}): the order is wal_alarm, then wal_spool, then wal_limit"
+            yield (*at, key), f"{size} bytes {told}"
+    if group.wal_limit is not None and group.on_wal_limit is None:
+        yield (
+            (*at, "on_wal_limit"),
+            'is missing: with wal_limit say what comes after giving the backup up: "stop" (a person decides) '
+            'or "reseed" (a new copy by itself when the backup is back)',
+        )
+    if group.wal_limit is None and group.on_wal_limit is not None:
+        yield (*at, "on_wal_limit"), "is for wal_limit; without it a backup is never given up"
+    if group.wal_spool is not None and group.delivery == "sync":
+        yield (
+            (*at, "wal_spool"),
+            'is for delivery = "async": the source frees its log when it is told that commits are safe on '
+            'the backup, and with "sync" that is what commits wait for; use wal_limit',
+        )
+
+
 def _figures(name: str, group: GroupSettings) -> Iterator[Problem]:
     at: Path = ("groups", name)
     for key in ("include", "exclude"):
@@ -158,6 +185,8 @@ def _figures(name: str, group: GroupSettings) -> Iterator[Problem]:
         (("batch_changes",), group.batch_changes, 1, 10_000_000),
         (("apply_memory",), group.apply_memory, 1 << 20, 1 << 40),
         (("retention", "segment"), group.retention.segment, 1 << 20, 1 << 30),
+        (("spool", "segment"), group.spool.segment, 1 << 20, 1 << 30),
+        (("spool", "size"), group.spool.size, 2 * group.spool.segment, 1 << 60),
         (("link", "compression"), group.link.compression, 0, 19),
         (("link", "window"), group.link.window, 1 << 20, 1 << 30),
         (("link", "port"), 1 if group.link.port is None else group.link.port, 1, 65535),

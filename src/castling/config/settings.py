@@ -21,10 +21,12 @@ __all__ = [
     "NodeSettings",
     "RetentionSettings",
     "SeedSettings",
+    "SpoolSettings",
 ]
 
 #: how a number of these may be written; `reading` parses by the mark
 Size = Annotated[int, msgspec.Meta(extra={"unit": "size"})]
+MaybeSize = Annotated[int | None, msgspec.Meta(extra={"unit": "size"})]
 Seconds = Annotated[float, msgspec.Meta(extra={"unit": "seconds"})]
 Rate = Annotated[int | None, msgspec.Meta(extra={"unit": "rate"})]
 
@@ -120,6 +122,17 @@ class SeedSettings(_Settings, frozen=True, kw_only=True):
     bandwidth: Rate = None
 
 
+class SpoolSettings(_Settings, frozen=True, kw_only=True):
+    """The spool: a journal on the capture's node that takes changes while the backup can't (`wal_spool`)."""
+
+    #: what it may take, at most, bytes
+    size: Size = 20 << 30
+    #: it takes nothing more when its disk has less than this free, bytes
+    min_free: Size = 1 << 30
+    #: size of one segment file, bytes
+    segment: Size = 64 << 20
+
+
 class GroupSettings(_Settings, frozen=True, kw_only=True):
     """A unit of replication."""
 
@@ -139,6 +152,15 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     degrade_after: Seconds = 10.0
     #: bytes of its log that the source may keep for a backup before it is an alarm
     wal_alarm: Size = 16 << 30
+    #: bytes of its log that the source may keep for a backup that does not take them before they are captured
+    #: into a spool on the capture's node, so that the source is freed of them; left out: never
+    wal_spool: MaybeSize = None
+    #: bytes of its log that the source may keep before the backup is given up, so that the source's disk does
+    #: not fill; left out: never
+    wal_limit: MaybeSize = None
+    #: with `wal_limit`, and then required: "stop": the group waits for a person; "reseed": it makes a new
+    #: copy by itself when the backup is back
+    on_wal_limit: Literal["stop", "reseed"] | None = None
     #: what is replicated: `schema.table` patterns with * and ?
     include: list[str] = msgspec.field(default_factory=lambda: ["*.*"])
     #: what is left out of it, same patterns
@@ -166,6 +188,8 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     apply_memory: Size = 64 << 20
     #: what the remote journal keeps
     retention: RetentionSettings = RetentionSettings()
+    #: where changes wait for a backup that can't take them
+    spool: SpoolSettings = SpoolSettings()
     #: how records travel
     link: LinkSettings = LinkSettings()
     #: how the first copy is made

@@ -121,11 +121,46 @@ END_METRICS = (
         _at("capture", "wal", "lasts_s"),
     ),
     Figure(
+        "castling_source_wal_waiting_bytes",
+        "WAL that the source keeps because the backup, or the spool, has not taken it.",
+        _at("capture", "wal", "waiting_bytes"),
+    ),
+    Figure(
+        "castling_source_wal_limit_in_seconds",
+        "Forecast until the slot is given up (wal_limit) at the present rate.",
+        _at("capture", "wal", "limit_in_s"),
+    ),
+    Figure(
+        "castling_source_wal_disk_free_bytes",
+        "Free bytes on the disk of the source's WAL, where the capture runs on the source's machine.",
+        _at("capture", "wal", "disk_free_bytes"),
+    ),
+    Figure(
+        "castling_source_wal_disk_full_in_seconds",
+        "Forecast until that disk is full at the rate at which the slot's WAL grows.",
+        _at("capture", "wal", "disk_full_in_s"),
+    ),
+    Figure("castling_spool_bytes", "Size of the spool on disk.", _at("spool", "bytes")),
+    Figure(
+        "castling_spool_full_in_seconds",
+        "Forecast until the spool takes nothing more at the present rate.",
+        _at("spool", "full_in_s"),
+    ),
+    Figure(
+        "castling_backup_given_up",
+        "1 while the source's log has been let go (wal_limit) and the backup needs a new copy.",
+        lambda view: None if view.get("state") is None else float(_is_given_up(view)),
+    ),
+    Figure(
         "castling_source_oldest_transaction_seconds",
         "Age of the oldest transaction on the source that has written and is open.",
         _at("capture", "wal", "oldest_transaction_s"),
     ),
 )
+
+
+def _is_given_up(view: Json) -> bool:
+    return view["state"] == "given-up" or (view.get("error") or {}).get("code") == "log-given-up"
 
 
 class _Fixed:

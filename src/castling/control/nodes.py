@@ -190,7 +190,8 @@ class LocalNode:
                 view = end_view(report, status)
                 place = {"backup": end.backup, "end": str(end.end), "node": self.name, "desired": desired}
                 if end.end is EndName.SOURCE:
-                    view["warnings"] = self.releases.warnings(group, end.backup)
+                    released = self.releases.warnings(group, end.backup)
+                    view["warnings"] = [*(view.get("warnings") or ()), *released]
                 found.append({**view, **place})
         return found
 

@@ -141,6 +141,8 @@ def _reads(end: End, primary: str, path: Path) -> bool:
             return source or receive
         case ("apply_memory",) | ("batch_changes",):
             return apply
+        case ("wal_spool",) | ("wal_limit",) | ("on_wal_limit",) | ("spool", *_):
+            return source
         case ("heartbeat",) | ("wal_alarm",) | ("delivery",) | ("on_sync_loss",) | ("degrade_after",):
             return source
         case ("backups",):

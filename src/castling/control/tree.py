@@ -20,6 +20,7 @@ __all__ = ["STATES", "end_view", "group_tree", "unknown_end"]
 #: worst first: a stream is as well as its worst end, a group as its worst stream
 STATES = (
     "failed",
+    "given-up",
     "journal-full",
     "unknown",
     "on-hold",
@@ -214,7 +215,9 @@ def _definitions(ends: dict[EndName, Report]) -> Report:
 
 
 def _worst(states: Iterable[str]) -> str:
-    return min(states, key=lambda state: STATES.index(state) if state in STATES else 2, default="unknown")
+    return min(
+        states, key=lambda state: STATES.index(state if state in STATES else "unknown"), default="unknown"
+    )
 
 
 def _positions(source: Report, receive: Report, apply: Report) -> Report:

@@ -16,8 +16,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from castling.errors import CastlingError
+from castling.errors import CastlingError, LogGivenUp
 from castling.groups.backoff import Backoff
+from castling.groups.spool import Spool
+from castling.groups.spooling import SpoolFeed
 from castling.groups.stream import BulkRequest, SeedState
 from castling.host import Host, TlsContexts
 from castling.journal.record import Draft, Tail
@@ -70,7 +72,7 @@ class _Tracked:
         self._lag = lag
 
     async def open(self, *, resume: int, session: bytes | None) -> None:
-        self._lag.forget()  # what was not acknowledged will be captured again
+        self._lag.forget_after(resume)  # that will be captured again
         await self._capture.open(resume=resume, session=session)
 
     async def read(self) -> list[Draft]:
@@ -81,6 +83,9 @@ class _Tracked:
 
     async def acknowledge(self, offset: int) -> None:
         await self._capture.acknowledge(offset)
+
+    def waiting_bytes(self) -> int | None:
+        return self._capture.waiting_bytes()
 
     async def guard(self) -> None:
         await self._capture.guard()
@@ -113,7 +118,9 @@ class SourceEnd:
         epoch: int,
         capture: Capture,
         seed_source: SeedSource,
+        folder: str,
     ) -> None:
+        """`folder`: the stream's, on this node. Raises ContinuityLost when the spool in it can't be read."""
         self._host = host
         self._stream = stream
         self._settings = stream.settings
@@ -128,9 +135,9 @@ class SourceEnd:
         )
         self._copy_pace = Pace(host, stream.settings.seed.bandwidth)
         self.lag = CommitLag()
-        self._feed = CaptureFeed(
-            host, _Tracked(capture, self.lag), epoch=epoch, window=stream.settings.link.window
-        )
+        feed = CaptureFeed(host, _Tracked(capture, self.lag), epoch=epoch, window=stream.settings.link.window)
+        self._spooling = self._build_spooling(feed, f"{folder}/spool", epoch)
+        self._feed = self._spooling or feed
         self._log = events("group").bind(group=stream.group, backup=stream.backup)
         self.state = "starting"
         self.error: CastlingError | None = None
@@ -142,11 +149,36 @@ class SourceEnd:
         #: parts of the far side are to be copied anew
         self._wanted = asyncio.Event()
         self._copy_error: CastlingError | None = None
+        #: why the backup needs a new copy, which is made as soon as it is back
+        self._given_up: LogGivenUp | None = None
+
+    def _build_spooling(self, feed: CaptureFeed, folder: str, epoch: int) -> SpoolFeed | None:
+        """None where changes never wait on this node."""
+        settings = self._settings
+        spool = Spool(self._host, folder, group=self._stream.group, epoch=epoch, settings=settings.spool)
+        spool.recover()
+        if settings.wal_spool is None and not spool.is_there:
+            return None
+        return SpoolFeed(
+            self._host,
+            feed,
+            spool,
+            # not set any more: what is there is sent, and nothing more goes into it
+            begin_at=settings.wal_spool if settings.wal_spool is not None else 1 << 62,
+            window=settings.link.window,
+            waiting=self._capture.waiting_bytes,
+        )
 
     async def run(self) -> None:
         """Capture and send until cancelled, or until an error that trying again can't heal."""
         try:
-            await run_together(self._stream_for_ever(), self._capture.guard())
+            while True:
+                try:
+                    await self._work()
+                except LogGivenUp as error:
+                    if self._settings.on_wal_limit != "reseed":
+                        raise
+                    await self._begin_anew(error)
         except (asyncio.CancelledError, CastlingError):
             await self._feed.close()
             await self._leave()  # the guard is over: else it might undo that
@@ -154,6 +186,26 @@ class SourceEnd:
         finally:
             await self._feed.close()
             await self._seed_source.close()
+
+    async def _work(self) -> None:
+        beside = [self._capture.guard()]
+        if self._spooling is not None:
+            beside.append(self._spooling.run())
+        await run_together(self._stream_for_ever(), *beside)
+
+    async def _begin_anew(self, error: LogGivenUp) -> None:
+        """The source no longer has what the backup lacks: a new copy, as soon as the backup is there."""
+        self._log.error("group.backup_given_up", message=str(error))
+        self._given_up, self._is_copied = error, False
+        self.state, self.error = "given-up", error
+        self.lag.forget()
+        await self._discard()
+
+    async def _discard(self) -> None:
+        """What was captured for the copy before is of no use for the next."""
+        if self._spooling is not None:
+            await self._spooling.discard()
+        await self._feed.close()
 
     async def _leave(self) -> None:
         """As well as can be: the agent, where there is one, lets go of what is left."""
@@ -171,16 +223,19 @@ class SourceEnd:
             except CastlingError as error:
                 if not error.retryable:
                     raise
-                self.state, self.error = "waiting", error
+                self.state, self.error = "waiting" if self._given_up is None else "given-up", error
             finally:
                 self._connected = False
+                if self._spooling is not None:
+                    self._spooling.lost()
                 await self._sender.close()
             await backoff.wait()
 
     async def _session(self, backoff: Backoff) -> None:
         welcome = await self._sender.connect()
         self._connected = True
-        if welcome.state.get("seed") == SeedState.SEEDED:
+        if welcome.state.get("seed") == SeedState.SEEDED and self._given_up is None:
+            self.lag.reached(welcome.tail.offset, self._host.wall_ns())
             await self._feed.open(welcome.tail)
             self._settle(backoff)
             try:
@@ -190,17 +245,31 @@ class SourceEnd:
             finally:
                 await self._bulk_client.close()
         else:
+            if self._given_up is not None:
+                await self._end_copy()
             await self._sender.close()  # beginning can take long: the source waits for old transactions
             await self._seed(backoff)
 
+    async def _end_copy(self) -> None:
+        """The far side is told that its copy is over before the source's new beginning is made: whoever dies
+        in between leaves a copy that is begun again, and not a journal that belongs to no slot."""
+        try:
+            call = await self._bulk_client.open()
+            await call(BulkRequest("seed.begin").encode(), None)
+        finally:
+            await self._bulk_client.close()
+
     def _settle(self, backoff: Backoff) -> None:
         self.state, self.error, self._is_copied = "running", None, True
+        self._given_up = None
+        if self._spooling is not None:
+            self._spooling.may_begin = True
         backoff.reset()
 
     async def _seed(self, backoff: Backoff) -> None:
         """The first copy, from its very beginning, with the stream running beside it."""
         self.state, self._is_copied = "seeding", False
-        await self._feed.close()
+        await self._discard()
         self.lag.forget()
         try:
             await self._seed_source.begin()
@@ -276,6 +345,9 @@ class SourceEnd:
         ):
             return None
         ages = [age for age in (self.lag.oldest_s(now_ns),) if age is not None]
+        spooled_ns = self._spooling.oldest_ns() if self._spooling is not None else None
+        if spooled_ns is not None:  # an earlier process may have captured what waits there
+            ages.append(max(0.0, (now_ns - spooled_ns) / 1e9))
         if seen_ns is None or seen_ns < sent_ns:
             if seen_ns is None and not ages:
                 return None
@@ -302,11 +374,23 @@ class SourceEnd:
             "seed": None if progress.phase == "planning" else progress,
             "link": self._sender.report(),
             "capture": self._capture.report(),
+            "spool": None if self._spooling is None else self._spooling.report(),
             "copies": list(self._seed_source.parts),
             "warnings": self._warnings(),
         }
 
     def _warnings(self) -> list[dict[str, Any]]:
+        spooling = [] if self._spooling is None else self._spooling.warnings()
+        return spooling + self._copy_warnings() + self._given_up_warnings()
+
+    def _given_up_warnings(self) -> list[dict[str, Any]]:
+        error = self._given_up
+        if error is None:
+            return []
+        hint = "nothing that is committed now is on the backup; a new copy is made when the backup is back"
+        return [{"code": error.code, "message": str(error), "hint": hint}]
+
+    def _copy_warnings(self) -> list[dict[str, Any]]:
         error = self._copy_error
         if error is None:
             return []

@@ -113,6 +113,7 @@ def _build(place: _Place, host: RealHost) -> _End:
         epoch=role.epoch,
         capture=kind.capture(stream),
         seed_source=kind.seed_source(stream),
+        folder=str(stream_folder(place.home, stream)),
     )
 
 

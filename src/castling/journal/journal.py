@@ -27,6 +27,7 @@ from castling.journal.record import Position, RecordType, Tail
 from castling.journal.recovery import recover
 from castling.journal.segment import (
     HEADER,
+    SEGMENT_BLOCK,
     Damage,
     End,
     SegmentHeader,
@@ -56,13 +57,21 @@ class Journal:
     SPACE_S = 1.0
 
     def __init__(
-        self, host: Host, directory: str, *, group: str, segment_bytes: int, min_free: int = 0
+        self,
+        host: Host,
+        directory: str,
+        *,
+        group: str,
+        segment_bytes: int,
+        min_free: int = 0,
+        begins: Tail | None = None,
     ) -> None:
         self._host = host
         self._directory = directory
         self._group = group
         self._segment_bytes = segment_bytes
         self._min_free = min_free
+        self._begins = begins or Tail()
         self._marks = Marks(host, directory)
         self._current: _Segment | None = None
         self._retired: list[File] = []
@@ -80,15 +89,26 @@ class Journal:
 
     @classmethod
     def open(
-        cls, host: Host, directory: str, *, group: str, segment_bytes: int, min_free: int = 0
+        cls,
+        host: Host,
+        directory: str,
+        *,
+        group: str,
+        segment_bytes: int,
+        min_free: int = 0,
+        begins: Tail | None = None,
     ) -> Journal:
         """Create the journal in `directory`, or recover it.
 
+        `begins`: the tail of another journal that this one goes on behind, told in the same way each time;
+        None: it is whole, from the first position on.
         Raises JournalCorrupt (rot), JournalGap (a segment is missing), JournalVersion,
         StateError (another group's journal).
         """
         host.disk.makedirs(directory)
-        journal = cls(host, directory, group=group, segment_bytes=segment_bytes, min_free=min_free)
+        journal = cls(
+            host, directory, group=group, segment_bytes=segment_bytes, min_free=min_free, begins=begins
+        )
         for name in host.disk.listdir(directory):
             if name.endswith(".new"):
                 host.disk.remove(f"{directory}/{name}")
@@ -108,6 +128,7 @@ class Journal:
                 group=self._group,
                 segment_bytes=self._segment_bytes,
                 mark=self._marks.read("hardened"),
+                begins=self._begins,
             )
         except OSError as error:
             raise self._explain(error) from error
@@ -126,10 +147,11 @@ class Journal:
         """A new first segment under a new id. It needs no room: the disk may be full of the old."""
         before = (self.journal_id, self.tail, self.hardened, self.epoch_history)
         self.journal_id = self._host.random.randbytes(16)
-        self.tail = self.hardened = Tail()
-        self.epoch_history = ((self.epoch, 1),)
+        self.tail = self.hardened = self._begins
+        first_seq = self._begins.position.seq + 1
+        self.epoch_history = ((self.epoch, first_seq),)
         try:
-            self._open_segment(1, 0)
+            self._open_segment(first_seq, 0)
         except JournalError:
             self.journal_id, self.tail, self.hardened, self.epoch_history = before
             raise
@@ -140,6 +162,7 @@ class Journal:
         Done or not done at all: that the new first segment has its name decides, and recovery
         removes what is left of the old. So the epoch is never forgotten.
         """
+        assert self._begins.position.seq == 0, "a journal that goes on behind another is removed, not reset"
         self._check_usable()
         old = [seq for seq in first_seqs(self._host, self._directory) if seq != 1]
         current = self._current
@@ -425,6 +448,12 @@ class Journal:
         """What the segments take on disk, about."""
         current = self._current.allocated if self._current else 0
         return current + sum(self._size_of(seq) for seq in self._closed)
+
+    def size_with(self, more: int) -> int:
+        """What they would take with a run of so many bytes more, at most."""
+        current = self._current
+        fits = current is not None and current.end + more <= current.allocated
+        return self.size_bytes() + (0 if fits else max(self._segment_bytes, more + SEGMENT_BLOCK))
 
     def keyframe_at_or_before(self, offset: int) -> Position | None:
         """The last keyframe whose source position is at or before `offset`."""

@@ -55,6 +55,18 @@ class JournalReader:
 
     # --- finding ------------------------------------------------------------------------------
 
+    def tail_at(self, seq: int) -> Tail | None:
+        """The hardened record of that position as a tail, without its session; None when it is not here."""
+        mark = self._hardened()
+        seqs = [first for first in first_seqs(self._host, self._directory) if first <= seq]
+        if mark is None or not seqs or seq > mark.position.seq:
+            return None
+        entries = self._entries(seqs[-1], mark)
+        if not entries or not entries[0].seq <= seq <= entries[-1].seq:
+            return None
+        entry = entries[seq - entries[0].seq]
+        return Tail(entry.position, entry.offset, entry.t_ns)
+
     def keyframe_at_or_before(self, offset: int) -> Position | None:
         """The last hardened keyframe whose source position is at or before `offset`."""
         mark = self._hardened()

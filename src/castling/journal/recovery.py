@@ -54,8 +54,11 @@ class Recovered:
     cut_bytes: int | None
 
 
-def recover(host: Host, directory: str, *, group: str, segment_bytes: int, mark: Mark | None) -> Recovered:
-    """Make the journal in `directory`, which has a segment, fit to go on. `mark`: how far it was hardened.
+def recover(
+    host: Host, directory: str, *, group: str, segment_bytes: int, mark: Mark | None, begins: Tail
+) -> Recovered:
+    """Make the journal in `directory`, which has a segment, fit to go on. `mark`: how far it was hardened;
+    `begins`: what its first record ever comes right after.
 
     Raises JournalCorrupt (rot), JournalGap (a segment is missing), JournalVersion, StateError (another
     group's journal), and OSError when the disk fails under it.
@@ -81,8 +84,8 @@ def recover(host: Host, directory: str, *, group: str, segment_bytes: int, mark:
             mark = None
         found = scan(file, start)
         check_dense(path, seqs[-1], found.entries)
-        tail = _tail(found, header, closed[seqs[-2]] if len(seqs) > 1 else [])
-        if tail.position.seq == 0 and seqs[-1] > 1:
+        tail = _tail(found, header, closed[seqs[-2]] if len(seqs) > 1 else [], begins)
+        if tail.position.seq + 1 < seqs[-1]:
             raise JournalGap(f"{directory} begins at {seqs[-1]} and what was before is not known")
         _check_whole(path, found, tail, mark)
         cut_bytes = file.size() - found.end if found.damage is not None else None
@@ -120,12 +123,12 @@ def _header_of(host: Host, directory: str, first_seq: int) -> SegmentHeader:
         file.close()
 
 
-def _tail(found: Scan, header: SegmentHeader, before: list[Entry]) -> Tail:
+def _tail(found: Scan, header: SegmentHeader, before: list[Entry], begins: Tail) -> Tail:
     """Where the journal ends; `before`: the entries of the segment before the last."""
     session = found.session if found.session is not None else header.session
     entries = found.entries or before
     if not entries:
-        return Tail()
+        return begins
     last = entries[-1]
     return Tail(last.position, last.offset, last.t_ns, session)
 

@@ -69,9 +69,13 @@ class Capture(Protocol):
     async def acknowledge(self, offset: int) -> None:
         """The far side holds, durably, everything up to source position `offset`."""
 
+    def waiting_bytes(self) -> int | None:
+        """What the source keeps of its own log because it was not acknowledged; None: that is not known."""
+
     async def guard(self) -> None:
         """Keep up, until cancelled, what must not depend on whether a stream is open: that commits wait for
-        the backup, and stop waiting when that is the group's choice. Runs as long as the source end does."""
+        the backup, and stop waiting when that is the group's choice; and that the source keeps no more of its
+        log than the group allows (LogGivenUp). Runs as long as the source end does."""
 
     async def leave(self) -> None:
         """The source end ends: it was told to, or can't go on. Where the group chose not to be waited for,

@@ -24,7 +24,7 @@ from castling.journal.segment import encode
 from castling.kinds.base import Capture
 from castling.link.frames import SESSION_MAX
 
-__all__ = ["CaptureFeed", "Feed", "Run"]
+__all__ = ["CaptureFeed", "Feed", "Run", "foreign"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,14 @@ class Run:
     t_ns: int
     data: bytes
     commits: tuple[int, ...]
+
+
+def foreign(tail: Tail) -> JournalGap:
+    """The far journal ends with a record that never left from here."""
+    return JournalGap(
+        f"the far journal's record {tail.position} is not the one sent from here",
+        hint="another node has written to it; check which node is the primary",
+    )
 
 
 class Feed(Protocol):
@@ -96,7 +104,7 @@ class CaptureFeed:
         self._capture = capture
         self._epoch = epoch
         self._window = window
-        #: the last position given to a record; None before the first `open`
+        #: the last position given to a record; None before the first `open` and after `close`
         self.last: Position | None = None
         #: figures: how often an `open` went on from memory, and how often it asked the capture
         self.resumed = 0
@@ -104,6 +112,9 @@ class CaptureFeed:
         self._acked = Tail()
         self._t_ns = 0
         self._kept: deque[_Kept] = deque()
+        #: the continuity token in force at what is acknowledged, and where later ones are
+        self._session: bytes | None = None
+        self._sessions: deque[tuple[int, bytes]] = deque()
         self._kept_bytes = 0
         self._unsent: deque[Run] = deque()
         self._reading: asyncio.Task[list[Draft]] | None = None
@@ -157,38 +168,37 @@ class CaptureFeed:
         acked = self._acked
         if tail.position.seq == acked.position.seq:
             if tail.position != acked.position or (tail.offset, tail.t_ns) != (acked.offset, acked.t_ns):
-                raise self._foreign(tail)
+                raise foreign(tail)
             return
         for kept in self._kept:
             if kept.run.first.seq <= tail.position.seq <= kept.run.last.seq:
                 end = kept.ends[tail.position.seq - kept.run.first.seq]
                 if (end.offset, end.t_ns) != (tail.offset, tail.t_ns) or tail.position.epoch != self._epoch:
-                    raise self._foreign(tail)
-
-    @staticmethod
-    def _foreign(tail: Tail) -> JournalGap:
-        return JournalGap(
-            f"the far journal's record {tail.position} is not the one sent from here",
-            hint="another node has written to it; check which node is the primary",
-        )
+                    raise foreign(tail)
 
     async def _reopen(self, tail: Tail) -> None:
         await self.close()
+        self._acked, self._session = tail, tail.session
+        self._t_ns = tail.t_ns
+        self.last = tail.position
         self._touched = True
         await self._capture.open(resume=tail.offset, session=tail.session)
         self._running = True
-        self._acked = tail
-        self._t_ns = tail.t_ns
-        self.last = tail.position
         self.reopened += 1
+
+    def unacknowledged(self) -> tuple[Tail, list[Run]]:
+        """What the far side is not known to hold, and the tail that comes before it. Not after `close`."""
+        assert self.last is not None, "it is not known where the far journal ends"
+        return replace(self._acked, session=self._session), [kept.run for kept in self._kept]
 
     async def close(self) -> None:
         await self._stop_reading()
         self._running = False
         self._kept.clear()
+        self._sessions.clear()
         self._unsent.clear()
         self._kept_bytes = 0
-        self._acked = Tail()
+        self._acked, self.last = Tail(), None
         if self._touched:
             self._touched = False
             await self._capture.close()
@@ -241,6 +251,8 @@ class CaptureFeed:
                 self._close_run(parts, ends, commits)
                 parts, ends, commits, size = [], [], [], 0
             self.last = Position(self._epoch, self.last.seq + 1)
+            if draft.type is RecordType.SESSION:
+                self._sessions.append((self.last.seq, draft.payload))
             self._t_ns = max(self._t_ns, now_ns)
             data = encode(draft, self.last, self._t_ns)
             size += len(data)
@@ -269,6 +281,8 @@ class CaptureFeed:
 
     async def _advance(self, tail: Tail) -> None:
         self._acked = tail
+        while self._sessions and self._sessions[0][0] <= tail.position.seq:
+            self._session = self._sessions.popleft()[1]
         while self._kept and self._kept[0].run.last.seq <= tail.position.seq:
             self._kept_bytes -= len(self._kept.popleft().run.data)
         self._room.set()

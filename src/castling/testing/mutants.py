@@ -75,6 +75,19 @@ MUTANTS = (
         ("tests/sim",),
     ),
     Mutant(
+        "spool-fsync-removed",
+        "the source forgets only what the spool holds durably",
+        (
+            Edit(
+                "groups/spool.py",
+                "        tail = await self._journal.harden()\n",
+                "        tail = self._journal.hardened = self._journal.tail\n"
+                "        self._journal._publish()\n",
+            ),
+        ),
+        ("tests/sim/test_sim.py",),
+    ),
+    Mutant(
         "ack-before-harden",
         "a position is acknowledged only after the fsync",
         (

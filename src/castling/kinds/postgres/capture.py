@@ -27,6 +27,7 @@ from castling.kinds.postgres.connect import connect, scrubbed
 from castling.kinds.postgres.copystream import Keepalive
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.drafts import DRAFT_BYTES, DraftMaker
+from castling.kinds.postgres.giving_up import given_up_size
 from castling.kinds.postgres.heartbeat import Heartbeat
 from castling.kinds.postgres.large_object_watch import LargeObjectWatch
 from castling.kinds.postgres.lsn import parse_lsn
@@ -48,6 +49,7 @@ from castling.kinds.postgres.slot_watch import SlotWatch
 from castling.kinds.postgres.standby import release_commits
 from castling.kinds.postgres.sync import SyncGuard
 from castling.observe import events
+from castling.together import run_together
 
 __all__ = ["PostgresCapture", "read_source"]
 
@@ -88,6 +90,7 @@ async def read_source(connection: ReplicationConnection, name: str) -> Source:
         confirmed_lsn=None if confirmed is None else parse_lsn(confirmed),
         wal_status=wal_status,
         created_lsn=created_lsn(comment),
+        given_up=given_up_size(comment),
     )
 
 
@@ -111,7 +114,7 @@ class PostgresCapture:
         self._sequences = SequenceWatch(group, settings, database)
         self._large_objects = LargeObjectWatch(group, settings, database)
         self._definitions = DefinitionWatch(group, settings, database)
-        self._log_kept = SlotWatch(group, self._name, settings.wal_alarm, database)
+        self._log_kept = SlotWatch(group, self._name, settings, database)
         self._guard = SyncGuard(group, backup, settings, database)
         self._background: list[asyncio.Task[None]] = []
         self._log = events("capture").bind(group=group, backup=backup)
@@ -242,7 +245,7 @@ class PostgresCapture:
         self._asked_s, self._pacing = None, Pacing()
         self._pending = [Draft(RecordType.SESSION, token.encode(), start, Flag.KEYFRAME)]
         looks = (self._watch(), self._sequences.run(), self._large_objects.run(), self._definitions.run())
-        beside = (self._heartbeat.run(), self._log_kept.run(), *looks)
+        beside = (self._heartbeat.run(), *looks)
         self._background = [asyncio.create_task(task) for task in beside]
 
     async def _watch(self) -> None:
@@ -351,8 +354,11 @@ class PostgresCapture:
         received = confirmed if self._is_sync else max(self._received, confirmed)
         self._connection.tell(received=received, confirmed=confirmed, now_ns=time.time_ns())
 
+    def waiting_bytes(self) -> int | None:
+        return self._log_kept.waiting_bytes
+
     async def guard(self) -> None:
-        await self._guard.run()
+        await run_together(self._guard.run(), self._log_kept.run())
 
     async def leave(self) -> None:
         if self._is_sync and self._settings.on_sync_loss == "degrade":

@@ -11,6 +11,7 @@ from castling.kinds.postgres.catalog import Table
 from castling.kinds.postgres.costs import identity_cost
 from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
 from castling.kinds.postgres.judge_beside import judge_large_objects, judge_sequences
+from castling.kinds.postgres.judge_log import judge_log
 from castling.kinds.postgres.neighbours import TAKEN_HINT
 from castling.kinds.postgres.publication import published
 from castling.kinds.postgres.standby import standby_names
@@ -66,6 +67,7 @@ def judge_source(facts: SourceFacts, group: str, settings: GroupSettings) -> lis
             )
         )
     found += _judge_delivery(facts, group, settings)
+    found += judge_log(facts.settings, settings)
     found += _judge_beside_tables(facts, settings)
     return found
 

@@ -11,12 +11,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Growth", "OpenTransaction", "SlotState", "pin_warnings"]
+__all__ = ["Growth", "OpenTransaction", "SlotState", "limit_warnings", "pin_warnings"]
 
 #: transactions open for less than this are nothing unusual, seconds
 OLD_S = 300.0
 #: less log than this is not worth naming who keeps it, bytes
 WORTH_BYTES = 256 << 20
+#: an end that is nearer than this is worth a warning, seconds
+NEAR_S = 6 * 3600.0
 #: transactions named at once
 _NAMED = 5
 
@@ -49,12 +51,14 @@ class OpenTransaction:
 @dataclass(frozen=True, slots=True)
 class SlotState:
     """`retained`: bytes of log that the slot keeps; `left`: bytes until the server takes the log away from
-    it, None: it never does. `status` as in pg_replication_slots.wal_status."""
+    it, None: it never does. `status` as in pg_replication_slots.wal_status. `waiting`: bytes of it that were
+    not acknowledged; the rest is pinned by open transactions."""
 
     retained: int
     status: str
     left: int | None
     open: tuple[OpenTransaction, ...] = ()
+    waiting: int = 0
 
 
 @dataclass(slots=True)
@@ -117,6 +121,32 @@ def pin_warnings(slot: SlotState, *, alarm: int, lasts_s: float | None) -> list[
                 "code": "wal-pinned",
                 "message": f"{kept}, and can't free what was written since {named}",
                 "hint": f"end it on the source: {old[0].way_out}",
+            }
+        )
+    return found
+
+
+def limit_warnings(
+    slot: SlotState, *, limit: int | None, limit_in_s: float | None, disk_full_in_s: float | None
+) -> list[dict[str, Any]]:
+    """That the slot will be given up, or the source's disk will be full, before long."""
+    found = []
+    if limit is not None and limit_in_s is not None and limit_in_s < NEAR_S:
+        found.append(
+            {
+                "code": "wal-limit-near",
+                "message": f"the source keeps {_size(slot.retained)} of log for the slot; at this rate it is"
+                f" given up in {_time(limit_in_s)}, at wal_limit ({_size(limit)})",
+                "hint": "let the backup catch up, or raise wal_limit if the source's disk has the room",
+            }
+        )
+    if disk_full_in_s is not None and disk_full_in_s < NEAR_S and slot.retained > WORTH_BYTES:
+        found.append(
+            {
+                "code": "wal-disk-near",
+                "message": f"the disk of the source's log is full in {_time(disk_full_in_s)} at this rate",
+                "hint": "a source whose log has no room stops: let the backup catch up, set wal_limit,"
+                " or make room",
             }
         )
     return found

@@ -22,6 +22,7 @@ from castling.errors import CastlingError, SeedFailed, SourceError, SourceUnreac
 from castling.kinds.base import Bulk, BulkCall, PartProgress, SeedProgress
 from castling.kinds.postgres.catalog import Table, is_left_behind, read_tables
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.giving_up import drop_slot
 from castling.kinds.postgres.lsn import parse_lsn
 from castling.kinds.postgres.publication import ensure_publication, note_beginning, partitions_of
 from castling.kinds.postgres.replication import ReplicationConnection
@@ -84,7 +85,8 @@ class PostgresSeedSource:
         setup = await connect(self._database, application_name=f"castling setup {self._group}")
         try:
             self._server_version = setup.info.server_version
-            await self._drop_slot(setup)
+            # its journal is empty, so nothing that it held back is needed
+            await drop_slot(setup, self._slot, within_s=self.TAKEOVER_S)
             self._tables = await ensure_publication(setup, self._slot, self._settings)
             self._holder = await self._create_slot()
             await note_beginning(setup, self._slot, self._lsn)
@@ -110,27 +112,6 @@ class PostgresSeedSource:
             raise
         self._lsn, self._snapshot = parse_lsn(str(rows[0][1])), str(rows[0][2])
         return holder
-
-    async def _drop_slot(self, connection: AsyncConnection[Any]) -> None:
-        """Remove the stream's own slot: its journal is empty, so nothing that it held back is needed."""
-        deadline = time.monotonic() + self.TAKEOVER_S
-        while True:
-            try:
-                await connection.execute(
-                    "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots"
-                    " WHERE slot_name = %s AND active_pid IS NOT NULL",
-                    (self._slot,),
-                )
-                await connection.execute(
-                    "SELECT pg_catalog.pg_drop_replication_slot(slot_name)"
-                    " FROM pg_catalog.pg_replication_slots WHERE slot_name = %s",
-                    (self._slot,),
-                )
-                return
-            except psycopg.errors.ObjectInUse as error:
-                if time.monotonic() > deadline:
-                    raise SourceUnreachable(f"the slot {self._slot} is still in use") from error
-                await asyncio.sleep(0.1)
 
     # --- running ------------------------------------------------------------------------------
 

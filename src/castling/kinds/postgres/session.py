@@ -16,6 +16,7 @@ import re
 import msgspec
 
 from castling.errors import ContinuityLost, DecodeError
+from castling.kinds.postgres.giving_up import given_up
 from castling.kinds.postgres.lsn import lsn_text, parse_lsn
 
 __all__ = [
@@ -89,6 +90,8 @@ class Source(msgspec.Struct, frozen=True):
     confirmed_lsn: int | None
     wal_status: str | None
     created_lsn: int | None = None
+    #: how much log was kept for the slot when it was given up on purpose
+    given_up: int | None = None
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -134,12 +137,15 @@ def remembered(tables: list[int]) -> tuple[list[int], str]:
 
 
 def check_continuity(source: Source, *, slot: str, resume: int, session: Session | None) -> None:
-    """Whether capture may go on after log position `resume`. Pure. ContinuityLost says what differs.
+    """Whether capture may go on after log position `resume`. Pure. ContinuityLost says what differs,
+    LogGivenUp that it was on purpose.
 
     `session` None: the journal is empty, so the slot must not have moved since it was made.
     """
     if session is not None:
         _check_server(source, session)
+    if source.given_up is not None:
+        raise given_up(slot, source.given_up)
     if source.confirmed_lsn is None:
         raise ContinuityLost(
             f"the replication slot {slot} is gone; what was committed since can't be told any more",

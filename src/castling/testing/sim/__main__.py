@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from castling.testing.sim.batch import Summary, run_batch
+from castling.testing.sim.batch import Summary, be_quiet, run_batch
 from castling.testing.sim.world import World
 
 #: seconds between two lines of progress
@@ -71,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="one world only")
     parser.add_argument("-v", "--verbose", action="store_true", help="with --seed: tell what happens")
     chosen = parser.parse_args(arguments)
+    if not chosen.verbose:
+        be_quiet()
     if chosen.seed is not None:
         return _one(chosen.seed, verbose=chosen.verbose)
     return _many(chosen.start, chosen.seeds, chosen.jobs)

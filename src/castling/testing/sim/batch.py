@@ -7,6 +7,7 @@ to have met at least once; one that has not is a failure, because it proved less
 from __future__ import annotations
 
 import gc
+import logging
 import multiprocessing
 import os
 import time
@@ -14,9 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import structlog
+
 from castling.testing.sim.world import Result, World
 
-__all__ = ["ENOUGH", "MUST_MEET", "Summary", "run_batch", "run_seed"]
+__all__ = ["ENOUGH", "MUST_MEET", "Summary", "be_quiet", "run_batch", "run_seed"]
 
 #: a batch of so many seeds must have met everything
 ENOUGH = 1000
@@ -39,6 +42,10 @@ MUST_MEET = (
     "session restarted inside a transaction",
     "source end died during the first copy",
     "source lost for good",
+    "spool filled",
+    "spool found by the next process",
+    "spool full",
+    "spool sent to its end",
     "stale epoch refused",
     "synchronous commit kept though the source burnt down",
     "torn tail cut at recovery",
@@ -75,6 +82,11 @@ class Summary:
         return not self.broken and not self.missed
 
 
+def be_quiet() -> None:
+    """What the ends log is of interest in one world, not in thousands."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
 def run_seed(seed: int) -> Result:
     """One world from its beginning to its end, without its trace."""
     result = World(seed).run()
@@ -100,5 +112,5 @@ def _results(seeds: range, jobs: int) -> Iterator[Result]:
     if jobs == 1:
         yield from map(run_seed, seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, initializer=be_quiet) as pool:
         yield from pool.imap(run_seed, seeds, chunksize=_CHUNK)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from castling.testing.sim.service import Service
     from castling.testing.sim.world import World
 
-__all__ = ["MIX", "heal", "power_off", "rain", "rot"]
+__all__ = ["MIX", "heal", "power_off", "rain", "rain_on_spool", "rot"]
 
 Fault = Callable[["World"], Awaitable[None]]
 
@@ -30,6 +30,15 @@ async def rain(world: World, seconds: float) -> None:
 async def _later(world: World, fault: Fault, seconds: float) -> None:
     await asyncio.sleep(seconds)
     await fault(world)
+
+
+async def rain_on_spool(world: World, seconds: float) -> None:
+    """The backup is away for long, and meanwhile something happens to the source's machine."""
+    rng = world.spool_random
+    beside = rng.choices(SPOOL_MIX, k=rng.randint(0, 3))
+    at_s = rng.uniform(0.5, max(1.0, seconds - 4.0))
+    away = [_later(world, _go_away, at_s)]
+    await asyncio.gather(*away, *(_later(world, fault, at_s + rng.uniform(2.0, 9.0)) for fault in beside))
 
 
 def heal(world: World) -> None:
@@ -121,6 +130,9 @@ def power_off(world: World, machine: Machine) -> None:
         world.oracle.after_crash()
     elif machine is world.source.machine:
         world.server.stop()
+        if world.spools:
+            world.met("crash of the source's machine lost unsynced data", machine.disk.crash())
+            world.oracle.after_crash()
 
 
 def _power_on(world: World, machine: Machine) -> None:
@@ -199,6 +211,47 @@ async def _stall(world: World) -> None:
     world.network.stall(way, seconds)
 
 
+async def _go_away(world: World) -> None:
+    """No connection between the two for longer than a spool waits."""
+    seconds = world.spool_random.uniform(4.0, 14.0)
+    world.say(f"the backup can't be reached for {seconds:.1f} s")
+    here = world.source.machine.name
+    for way in ((here, "west"), ("west", here)):
+        world.network.stall(way, seconds)
+    world.network.cut(client_told=True, server_told=True)
+    await asyncio.sleep(seconds)
+
+
+# --- the spool --------------------------------------------------------------------------------
+
+
+async def _fill_spool_disk(world: World) -> None:
+    disk = world.east.disk
+    disk.room = disk.used() + world.spool_random.randint(0, 20_000)
+    world.say("east has no room left")
+    for _ in range(8):
+        await asyncio.sleep(0.5)
+        world.met("spool full", world.source.host is not None and world._spool_state() == "full")
+    disk.room = None
+    world.say("east has room again")
+
+
+async def _fail_spool_sync(world: World) -> None:
+    world.say("the next sync of east fails")
+    world.east.failing_syncs += 1
+
+
+async def _kill_source(world: World) -> None:
+    world.say("kill source")
+    world.source.kill()
+
+
+async def _kill_source_at_call(world: World) -> None:
+    calls = world.spool_random.randint(1, 60)
+    world.say(f"kill source at its call {calls}")
+    world.source.arm(calls)
+
+
 # --- source and target ------------------------------------------------------------------------
 
 
@@ -248,4 +301,16 @@ MIX: tuple[tuple[Fault, float], ...] = (
     (_disconnect_target, 2),
     (_burst, 2),
     (_depose, 1.5),
+)
+
+#: what happens to a source end that spools
+SPOOL_MIX: tuple[Fault, ...] = (
+    _kill_source,
+    _kill_source_at_call,
+    _kill_source_at_call,
+    _crash_source,
+    _fill_spool_disk,
+    _fail_spool_sync,
+    _burst,
+    _restart_source,
 )

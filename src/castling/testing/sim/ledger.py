@@ -258,6 +258,10 @@ class LedgerCapture:
         self._check("capture acknowledge")
         self._server.confirm(offset)
 
+    def waiting_bytes(self) -> int | None:
+        slot = self._server.slot
+        return self._server._end() - slot.confirmed if self._server.is_up and slot is not None else None
+
     async def guard(self) -> None:
         await asyncio.get_running_loop().create_future()
 

@@ -12,8 +12,11 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
+from castling.config import SpoolSettings
 from castling.errors import CastlingError
+from castling.groups.spool import Spool
 from castling.journal.journal import Journal
+from castling.journal.record import Tail
 from castling.testing.sim.host import Machine, SimHost
 from castling.testing.sim.ledger import LedgerServer
 from castling.testing.sim.loop import SimLoop
@@ -39,6 +42,8 @@ class Oracle:
         self._group = group
         self._journal = journal
         self._random = random.Random(0)
+        #: the source's machine and the folder of its spool, where the source is told of what lies there
+        self.spool: tuple[Machine, str] | None = None
         #: a bit of the journal has flipped
         self.is_rotten = False
         self.broken: Exception | None = None
@@ -100,23 +105,57 @@ class Oracle:
             self.check_durable(self.truth.confirmed_most)
 
     def check_durable(self, offset: int) -> None:
-        """Recover the remote journal as the worst crash right now would leave it: `offset` must be there."""
+        """Recover the remote journal as the worst crash right now would leave it: `offset` must be there,
+        or in a spool that goes on from a place in it."""
         if self.is_rotten:
             return  # what is damaged may refuse to be read; the replica is still judged
-        found = self.recovered_offset()
-        if found < offset:
-            self.fail(f"{offset} was acknowledged; a crash now would leave the journal at {found}")
+        found = self._recovered_tail()
+        if found.offset >= offset:
+            return
+        spooled = self._recovered_spool(found)
+        if spooled < offset:
+            self.fail(
+                f"{offset} was acknowledged; a crash now would leave the journal at {found.offset},"
+                f" the spool at {spooled}"
+            )
 
-    def recovered_offset(self) -> int:
-        """The source position at the tail of the journal after the worst crash now; -1: it can't be read."""
+    def _examiner(self, of: Machine) -> SimHost:
+        """A machine with the disk that the worst crash would leave."""
         machine = Machine("examiner", self._loop, SimNetwork(self._loop, random.Random(0)), random.Random(0))
-        machine.disk = self._backup.disk.surely()
-        host = SimHost(machine, "examiner", lambda: None)
+        machine.disk = of.disk.surely()
+        return SimHost(machine, "examiner", lambda: None)
+
+    def _recovered_tail(self) -> Tail:
+        """The tail of the journal after the worst crash now."""
         try:
-            journal = Journal.open(host, self._journal, group=self._group, segment_bytes=1 << 14)
+            journal = Journal.open(
+                self._examiner(self._backup), self._journal, group=self._group, segment_bytes=1 << 14
+            )
         except CastlingError as error:
             self.fail(f"the journal would not recover from a crash now: {error}")
-            return -1
-        offset = journal.tail.offset
+            return Tail(offset=-1)
+        tail = journal.tail
         journal.close()
-        return offset
+        return tail
+
+    def _recovered_spool(self, journal: Tail) -> int:
+        """The source position at the end of the spool after the worst crash now, if what it holds goes on
+        from a place in the journal that ends with that tail; -1: there is none, or a gap before it."""
+        if self.spool is None:
+            return -1
+        machine, folder = self.spool
+        spool = Spool(
+            self._examiner(machine),
+            folder,
+            group=self._group,
+            epoch=1,
+            settings=SpoolSettings(segment=1 << 14),
+        )
+        try:
+            spool.recover()
+        except CastlingError as error:
+            self.fail(f"the spool would not recover from a crash now: {error}")
+            return -1
+        if not spool.is_there or not spool.holds(journal.position):
+            return -1
+        return spool.tail.offset

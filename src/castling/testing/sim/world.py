@@ -19,15 +19,24 @@ from typing import Any
 
 import msgspec
 
-from castling.config import Config, GroupSettings, InstallationSettings, LinkSettings, RetentionSettings
+from castling.config import (
+    Config,
+    GroupSettings,
+    InstallationSettings,
+    LinkSettings,
+    RetentionSettings,
+    SpoolSettings,
+)
 from castling.errors import CastlingError, JournalError, StaleEpoch
 from castling.groups.apply import ApplyEnd
 from castling.groups.receive import ReceiveEnd
 from castling.groups.source import SourceEnd
+from castling.groups.spool import Spool
 from castling.groups.stream import SeedState, StreamState
 from castling.journal.record import Record
 from castling.kinds.base import Abandon, Piece, Stream
-from castling.testing.sim.faults import heal, power_off, rain, rot
+from castling.link.feed import CaptureFeed
+from castling.testing.sim.faults import heal, power_off, rain, rain_on_spool, rot
 from castling.testing.sim.host import Machine, SimHost, SimKilled
 from castling.testing.sim.ledger import LedgerCapture, LedgerDecoder, LedgerSeedSource, LedgerServer
 from castling.testing.sim.loop import SimLoop, Stuck
@@ -41,6 +50,7 @@ __all__ = ["Result", "World"]
 _INSTALLATION = "5" * 32
 _GROUP = "ledger"
 _FOLDER = "/var/ledger/west"
+_SOURCE_FOLDER = "/var/ledger/east"
 _JOURNAL = f"{_FOLDER}/journal"
 _ADDRESS = "west:7410"
 #: virtual seconds in which a healed world must have drained
@@ -97,6 +107,11 @@ class World:
         self.oracle.on_broken = self._stop_now
         self.oracle.hardened_offset = self._hardened_offset
         self.server.watch = self.oracle.acknowledged
+        # drawn apart from the rest: a world without a spool is what its seed has always made
+        self.spool_random = random.Random(f"spool {seed}")
+        self.spools = not self.is_sync and not is_calm and self.spool_random.random() < 0.4
+        if self.spools:
+            self.oracle.spool = (self.east, f"{_SOURCE_FOLDER}/spool")
         self.replica = Replica(self.loop.time, self._fork(), self._look)
         self.stream = Stream(_GROUP, "west", self._settings(), _config())
         self.piece_rows = self.random.choice((3, 20, 1000))
@@ -107,6 +122,8 @@ class World:
         self._over: asyncio.Future[None] | None = None
         self.txns_wanted = self.random.randint(60, 260)
         self.writes_for_s = self.random.uniform(6.0, 16.0)
+        #: the largest source position that a source end has heard the backup acknowledge
+        self.told_most = 0
         #: the source's machine is gone for good; what was promised must be on the backup
         self.is_lost = False
         self.deposed: list[Service] = []
@@ -133,12 +150,22 @@ class World:
             apply_memory=rng.choice((1_000, 10_000, 1_000_000)),
             retention=RetentionSettings(size=0, min_free=2048, segment=rng.choice((6_144, 8_192, 16_384))),
             link=LinkSettings(compression=rng.choice((0, 1)), window=rng.choice((2_000, 20_000, 200_000))),
+            **self._spool_settings(),
         )
+
+    def _spool_settings(self) -> dict[str, Any]:
+        if not self.spools:
+            return {}
+        rng = self.spool_random
+        spool = SpoolSettings(
+            size=rng.choice((25_000, 60_000, 1 << 20)), min_free=2048, segment=rng.choice((6_144, 12_288))
+        )
+        return {"wal_spool": rng.choice((0, 200, 1500)), "spool": spool}
 
     # --- the ends -----------------------------------------------------------------------------
 
     def _source_of(self, server: LedgerServer, node: str, epoch: int) -> Callable[[SimHost], End]:
-        def build(host: SimHost) -> End:
+        def build(host: SimHost) -> SourceEnd:
             return SourceEnd(
                 host,
                 self.stream,
@@ -149,9 +176,15 @@ class World:
                 epoch=epoch,
                 capture=LedgerCapture(host, server),
                 seed_source=LedgerSeedSource(host, server),
+                folder=_SOURCE_FOLDER,
             )
 
-        return build
+        def build_and_look(host: SimHost) -> End:
+            end = build(host)
+            self.met("spool found by the next process", spool_of(end) is not None)
+            return end
+
+        return build_and_look
 
     def _receive(self, host: SimHost) -> End:
         end = _Receive(
@@ -187,13 +220,19 @@ class World:
 
     def weak_moments(self) -> list[tuple[Service, str, Callable[[], bool]]]:
         """Where dying is most delicate."""
+        spooling = [(self.source, "while it spools", lambda: self._spool_state() == "filling")]
         return [
+            *(spooling if self.spools else ()),
             (self.receive, "between append and harden", self.is_unhardened),
             (self.apply, "inside a target transaction", lambda: bool(self.replica.open)),
             (self.apply, "between commit and mark", self._is_unmarked),
             (self.source, "during the first copy", lambda: self.source.end.state == "seeding"),
             (self.source, "within a large transaction", lambda: self.source.end._capture._row > 0),
         ]
+
+    def _spool_state(self) -> str:
+        spooling = None if self.source.end is None else self.source.end._spooling
+        return "none" if spooling is None else str(spooling.state)
 
     def is_unhardened(self) -> bool:
         journal = self.receive.end.journal
@@ -239,15 +278,27 @@ class World:
         else:
             if getattr(end, "state", "") == "seeding":
                 self.met("source end died during the first copy")
-            self.met("link resumed from memory", end._feed.resumed)
-            self.met("capture opened again in one process", end._feed.reopened - 1)
+            self._count_source(end)
+
+    def _count_source(self, end: SourceEnd) -> None:
+        """What one life of a source end came to."""
+        self.told_most = max(self.told_most, end._hardened.offset if end._hardened is not None else 0)
+        spooling = end._spooling
+        feed = end._feed if spooling is None else spooling._feed
+        assert isinstance(feed, CaptureFeed)
+        self.met("link resumed from memory", feed.resumed)
+        self.met("capture opened again in one process", feed.reopened - 1)
+        if spooling is not None:
+            self.met("spool begun", spooling.begun)
+            self.met("spool filled", spooling.filled)
+            self.met("spool sent to its end", spooling.emptied)
 
     def judge_end(self, service: Service, error: BaseException) -> None:
         """An end gave up by itself: is that one of the reasons for which it may?"""
         if isinstance(error, StaleEpoch) and service in self.deposed:
             self.met("stale epoch refused")
             return
-        if type(error) is JournalError and service is self.receive:
+        if type(error) is JournalError and service in (self.receive, self.source):
             self.met("journal given up after a failed sync")
             return
         if isinstance(error, CastlingError) and error.retryable:
@@ -305,6 +356,8 @@ class World:
         for service in self.services:
             self.loop.call_later(self.random.uniform(0.0, 0.5), service.start)
         faults = self.loop.create_task(rain(self, self.writes_for_s)) if not self.is_calm else None
+        if self.spools:
+            spooling = self.loop.create_task(rain_on_spool(self, self.writes_for_s))
         if self.will_rot:
             rotting = self.loop.create_task(rot(self, self.writes_for_s))
         await self._workload()
@@ -313,6 +366,8 @@ class World:
             return
         if faults is not None:
             await faults
+            if self.spools:
+                await spooling
             if self.will_rot:
                 await rotting
             self.say("everything heals")
@@ -337,7 +392,9 @@ class World:
             self.say("west loses power with it")
             power_off(self, self.west)
         heal(self)
-        await self._reach(self.server.confirmed_most, "what was acknowledged")
+        # what lies in a spool has burnt with it: the backup's own word is what was promised
+        promised = self.told_most if self.spools else self.server.confirmed_most
+        await self._reach(promised, "what was acknowledged")
         there = {row[0] for row in self.replica.rows}
         for number, end in self.promised.items():
             if number not in there:
@@ -387,7 +444,8 @@ class World:
 
     async def depose(self) -> None:
         """North takes the role over from east, which does not know it, goes on and must not be heard."""
-        if self.deposed or self.is_lost or not (self._is_seeded() and self.server.is_up):
+        # with a spool the past of a promoted source is not all on the backup: it refuses, rightly
+        if self.deposed or self.is_lost or self.spools or not (self._is_seeded() and self.server.is_up):
             return
         self.say("north takes over from east")
         old, deposed = self.server, self.source
@@ -436,6 +494,8 @@ class World:
         self.met("segment released", seqs[0] > 1)
         self.met("half-open connection superseded", self.network.half_open)
         self.met("link cut within a batch", self.network.cut_within)
+        if self.source.end is not None:
+            self._count_source(self.source.end)
         if self.receive.end is not None:
             self.met("first copy begun again", self.receive.end.stream_state.seeds - 1)
 
@@ -452,6 +512,12 @@ class World:
         if rest:
             self.loop.run_until_complete(asyncio.wait(rest))
         self.loop.close()
+
+
+def spool_of(end: SourceEnd) -> Spool | None:
+    """The spool that an end has on its disk now."""
+    spooling = end._spooling
+    return spooling._spool if spooling is not None and spooling._spool.is_there else None
 
 
 def _config() -> Config:
