@@ -145,9 +145,6 @@ def _frame(body: Body, session: Session, given: dict[str, Any]) -> None:
     except CastlingError as error:
         show_error(error, json=session.json)
         raise typer.Exit(error.exit_code) from error
-    finally:
-        if session._client is not None:
-            session._client.__exit__()
     if result is not None:
         show(result, json=session.json)
         if result.exit_code:

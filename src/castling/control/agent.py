@@ -25,6 +25,7 @@ from castling.control.group import Groups
 from castling.control.home import Home, RunningAgent, node_tls, write_private
 from castling.control.membership import Membership
 from castling.control.nodes import LocalNode, Node, RemoteNode
+from castling.control.process import prepared_command
 from castling.control.routes import Services
 from castling.control.server import AgentServer, bind
 from castling.control.store import Store
@@ -55,7 +56,7 @@ async def run_agent(home: Home) -> None:
     """Run until SIGTERM or SIGINT. AlreadyRunning when another agent has this home."""
     with _only_one(home), Store(home.state) as store:
         log = events("agent")
-        supervisor = Supervisor(home.folder, store.add_event)
+        supervisor = Supervisor(home.folder, store.add_event, prepared=prepared_command)
         local = LocalNode(home, store, supervisor, time.time_ns)
         server = AgentServer(build_app(_services(home, store, local)), home)
         address = listen_address(home, local)

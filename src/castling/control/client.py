@@ -6,12 +6,13 @@ must be that node's: this is checked inside the handshake, before a token is sen
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import httpx
 
 from castling.errors import AgentUnreachable, CastlingError, LinkForeign
 
@@ -85,54 +86,43 @@ def client_context(
     return context
 
 
-def unwrap(response: httpx.Response) -> Any:
+def unwrap(status: int, content: bytes, address: str) -> Any:
     """The data of an answer; its error raised as its own class."""
     try:
-        said = response.json()
+        said = json.loads(content)
         if said["ok"] is True:
             return said["data"]
         raise error_from_json(said["error"])
     except (ValueError, KeyError, TypeError):
-        raise AgentUnreachable(
-            f"{response.url.host}:{response.url.port} does not answer as an agent does "
-            f"(status {response.status_code})"
-        ) from None
+        raise AgentUnreachable(f"{address} does not answer as an agent does (status {status})") from None
 
 
 class AgentClient:
-    """Calls of one agent by a user, blocking. Agents among themselves use `nodes.RemoteNode`."""
+    """Calls of one agent by a user, blocking: a connection each. Agents among themselves use
+    `nodes.RemoteNode`. (Importing httpx would take longer than most calls.)"""
 
     def __init__(self, address: str, tls: ssl.SSLContext, *, token: str | None = None) -> None:
         self.address = address
-        headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(
-            base_url=f"https://{address}",
-            verify=tls,
-            headers=headers,
-            trust_env=False,
-            follow_redirects=False,
-        )
-
-    def __enter__(self) -> AgentClient:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._http.close()
+        self._tls = tls
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
 
     def call(self, method: str, path: str, body: Any = None, *, timeout_s: float = 30.0) -> Any:
         """The data of the answer, or the error that the agent reports; AgentUnreachable without an answer."""
-        return unwrap(self.send(method, path, body, timeout_s=timeout_s))
-
-    def send(self, method: str, path: str, body: Any = None, *, timeout_s: float = 30.0) -> httpx.Response:
+        headers = self._headers | ({} if body is None else {"content-type": "application/json"})
+        given = None if body is None else json.dumps(body).encode()
         try:
-            return self._http.request(
-                method,
-                path,
-                json=body,
-                timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
-            )
-        except httpx.HTTPError as error:
+            connection = http.client.HTTPSConnection(self.address, timeout=CONNECT_S, context=self._tls)
+            with contextlib.closing(connection):
+                connection.connect()
+                connection.sock.settimeout(timeout_s)
+                connection.request(method, path, given, headers)
+                answer = connection.getresponse()
+                content = answer.read(ANSWER_MAX + 1)
+        except (OSError, http.client.HTTPException) as error:
             raise unreachable(self.address, error) from error
+        if len(content) > ANSWER_MAX:
+            raise AgentUnreachable(f"{self.address} does not answer as an agent does: it never ends")
+        return unwrap(answer.status, content, self.address)
 
 
 def unreachable(address: str, error: Exception) -> CastlingError:

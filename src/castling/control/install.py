@@ -157,7 +157,7 @@ def _pinned_ca(invitation: Invitation) -> bytes:
         answer = httpx.get(
             f"https://{invitation.address}/v1/ca", verify=blind, trust_env=False, timeout=CONNECT_S
         )
-        pem = str(unwrap(answer)["certificate"]).encode()
+        pem = str(unwrap(answer.status_code, answer.content, invitation.address)["certificate"]).encode()
     except httpx.HTTPError as error:
         raise unreachable(invitation.address, error) from error
     except (KeyError, TypeError):
@@ -178,7 +178,8 @@ def _ask(home: Home, invitation: Invitation, request: dict[str, str]) -> dict[st
     tls = client_context(home.ca_cert, identify=node_tls(home).peer_node)
     try:
         with httpx.Client(verify=tls, trust_env=False, timeout=CONNECT_S) as http:
-            given = unwrap(http.post(f"https://{invitation.address}/v1/join", json=request))
+            answer = http.post(f"https://{invitation.address}/v1/join", json=request)
+            given = unwrap(answer.status_code, answer.content, invitation.address)
     except httpx.HTTPError as error:
         raise unreachable(invitation.address, error) from error
     if not isinstance(given, dict) or not isinstance(given.get("certificate"), str):

@@ -293,7 +293,8 @@ class RemoteNode:
                 trust_env=False,
                 timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
             ) as http:
-                return unwrap(await http.request(method, path, json=body))
+                answer = await http.request(method, path, json=body)
+                return unwrap(answer.status_code, answer.content, self.address)
         except httpx.HTTPError as error:
             raise _named(self.name, unreachable(self.address, error)) from error
         except LinkForeign as error:

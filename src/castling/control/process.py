@@ -1,4 +1,4 @@
-"""One end's process as the agent sees it: started or adopted, watched, ended.
+"""One end's process as the agent sees it: prepared, started or adopted, watched, ended.
 
 An end runs in a session of its own and outlives the agent. It is known by the lock it
 holds, so an agent that comes back finds the process that another agent started. The
@@ -19,7 +19,7 @@ from pathlib import Path
 from castling.errors import StateError
 from castling.groups.topology import End, EndPaths
 
-__all__ = ["EndProcess", "adopt", "lock_holder", "spawn", "worker_command"]
+__all__ = ["EndProcess", "Prepared", "adopt", "lock_holder", "prepared_command", "spawn", "worker_command"]
 
 #: longer than an end needs to let go of its connections, seconds
 TERM_S = 10.0
@@ -121,14 +121,68 @@ def worker_command(home: Path, end: End) -> list[str]:
     return [sys.executable, "-m", "castling.groups.worker", *which]
 
 
+def prepared_command(home: Path, end: End) -> list[str]:
+    """What makes ready to run an end, and waits for the word (see `Prepared`)."""
+    return [*worker_command(home, end), "--prepared"]
+
+
 def spawn(command: list[str], paths: EndPaths) -> EndProcess:
     """Start the end in a session of its own, its output appended to its log."""
+    child = _start(command, paths, subprocess.DEVNULL)
+    return EndProcess(child.pid, os.pidfd_open(child.pid), child)
+
+
+class Prepared:
+    """A process that has loaded all that an end needs and waits, holding nothing, to be told to be it.
+
+    Loading is most of the time from a start to the first change. Should its agent die, its standard
+    input ends, and so does it.
+    """
+
+    def __init__(self, command: list[str], paths: EndPaths) -> None:
+        self._child = _start(command, paths, subprocess.PIPE)
+        self._paths = paths
+        self._log = _identity(paths.log)
+
+    def begin(self) -> EndProcess | None:
+        """Let it be the end; None when it is not there any more, or its log is not."""
+        word, child = self._child.stdin, self._child
+        assert word is not None
+        try:
+            if self._log is None or self._log != _identity(self._paths.log):
+                raise FileNotFoundError(self._paths.log)
+            word.write(b"\n")
+            word.close()
+        except OSError:
+            self.give_up()
+            return None
+        return EndProcess(child.pid, os.pidfd_open(child.pid), child)
+
+    def give_up(self) -> None:
+        """End it; nothing is lost."""
+        assert self._child.stdin is not None
+        with contextlib.suppress(OSError):
+            self._child.stdin.close()
+        self._child.kill()
+        self._child.wait()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file the path leads to; None when to none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _start(command: list[str], paths: EndPaths, given: int) -> subprocess.Popen[bytes]:
     paths.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=given,
             stdout=log,
             stderr=log,
             cwd="/",
@@ -136,4 +190,3 @@ def spawn(command: list[str], paths: EndPaths) -> EndProcess:
         )
     finally:
         os.close(log)
-    return EndProcess(child.pid, os.pidfd_open(child.pid), child)

@@ -1,9 +1,10 @@
 """Keeps the processes of this node's ends running, and nothing else.
 
 One `Ward` per end, each a loop of its own: adopt the process that is there or start
-one, wait until it ends, decide. A crash, or an error that trying again may heal, starts
-it anew after a growing pause. An error that only a person can heal leaves it ended, with
-the error in its report, until somebody starts the group or deploys a change.
+one (that of a stopped end is prepared in advance), wait until it ends, decide. A crash,
+or an error that trying again may heal, starts it anew after a growing pause. An error
+that only a person can heal leaves it ended, with the error in its report, until somebody
+starts the group or deploys a change.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from castling.control.process import EndProcess, adopt, spawn, worker_command
+from castling.control.process import EndProcess, Prepared, adopt, spawn, worker_command
 from castling.errors import StateError
 from castling.groups.topology import End, EndPaths, end_paths
 from castling.observe import events, read_report
@@ -31,6 +32,8 @@ STEADY_S = 60.0
 #: a log is cut at this size; one older part is kept
 LOG_MAX = 8 << 20
 LOG_LOOK_S = 10.0
+#: how many processes of stopped ends are prepared in advance: each takes memory
+PREPARED_MAX = 4
 #: longer than ending a process takes
 SETTLE_S = 20.0
 
@@ -50,14 +53,38 @@ class EndStatus:
     away_s: float = 0.0
 
 
-class Ward:
-    """One end. `want` and `again` may be called at any time; `run` makes it so."""
+class Room:
+    """How many processes may still be prepared in advance."""
 
-    def __init__(self, home: Path, end: End, notice: Notice, command: Command) -> None:
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def take(self) -> bool:
+        if self._left == 0:
+            return False
+        self._left -= 1
+        return True
+
+    def give_back(self) -> None:
+        self._left += 1
+
+
+class Ward:
+    """One end. `want` and `again` may be called at any time; `run` makes it so.
+
+    `prepared`: the command that prepares its process, None where none is, as far as there is `room`.
+    """
+
+    def __init__(
+        self, home: Path, end: End, notice: Notice, command: Command, prepared: Command | None, room: Room
+    ) -> None:
         self.end = end
         self.paths: EndPaths = end_paths(home, end)
         self.restarts = 0
         self._start = command(home, end)
+        self._prepare = None if prepared is None else prepared(home, end)
+        self._prepared: Prepared | None = None
+        self._room = room
         self._notice = notice
         self._wanted = False
         self._again = False
@@ -106,6 +133,7 @@ class Ward:
         finally:
             if self._process is not None:
                 self._process.release()
+            self._give_up_prepared()
 
     async def _rest(self) -> None:
         if not self._wanted:
@@ -114,7 +142,29 @@ class Ward:
             if self._process is not None:
                 await self._end()
             self._idle.set()
+            self._make_ready()
         await self._woken()
+
+    def _make_ready(self) -> None:
+        """Prepare the process of the next start. Where that fails, the start itself will tell why."""
+        if self._prepare is not None and self._prepared is None and self._room.take():
+            try:
+                self._prepared = Prepared(self._prepare, self.paths)
+            except OSError:
+                self._room.give_back()
+
+    def _take_prepared(self) -> EndProcess | None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is None:
+            return None
+        self._room.give_back()
+        return prepared.begin()
+
+    def _give_up_prepared(self) -> None:
+        if self._prepared is not None:
+            self._prepared.give_up()
+            self._prepared = None
+            self._room.give_back()
 
     async def _woken(self, timeout_s: float | None = None) -> bool:
         try:
@@ -144,7 +194,7 @@ class Ward:
         try:
             self._process = adopt(self.paths)
             adopted = self._process is not None
-            self._process = self._process or spawn(self._start, self.paths)
+            self._process = self._process or self._take_prepared() or spawn(self._start, self.paths)
         except OSError as error:
             self._tell("agent.end_unstartable", message=str(error))
             await self._pause()
@@ -234,9 +284,17 @@ class Ward:
 class Supervisor:
     """All ends of this node. `run` until cancelled; cancelling leaves the processes running."""
 
-    def __init__(self, home: Path, notice: Notice | None = None, command: Command = worker_command) -> None:
+    def __init__(
+        self,
+        home: Path,
+        notice: Notice | None = None,
+        command: Command = worker_command,
+        prepared: Command | None = None,
+    ) -> None:
         self._home = home
         self._command = command
+        self._prepared = prepared
+        self._room = Room(PREPARED_MAX)
         self._notice = notice or (lambda name, fields: None)
         self._wards: dict[End, Ward] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -275,7 +333,9 @@ class Supervisor:
     def _ward(self, end: End) -> Ward:
         if end not in self._wards:
             assert self._tasks is not None, "the supervisor is not running"
-            ward = self._wards[end] = Ward(self._home, end, self._told, self._command)
+            ward = self._wards[end] = Ward(
+                self._home, end, self._told, self._command, self._prepared, self._room
+            )
             self._tasks.create_task(ward.run(), name=f"ward {end.group} {end.backup} {end.end}")
         return self._wards[end]
 

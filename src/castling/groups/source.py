@@ -216,7 +216,8 @@ class SourceEnd:
             self._log.warning("group.leave_failed", error=str(error) or "no answer")
 
     async def _stream_for_ever(self) -> None:
-        backoff = Backoff(self._host)
+        # where both ends are started together, the other one listens a moment later
+        backoff = Backoff(self._host, first_s=0.05)
         while True:
             try:
                 await self._session(backoff)

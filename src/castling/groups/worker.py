@@ -2,7 +2,8 @@
 
 Started by the agent in a session of its own, so that it outlives the agent. It holds a
 lock file with its process id, writes its report twice a second, and ends with 0 on
-SIGTERM or with the exit code of the error that trying again can't heal.
+SIGTERM or with the exit code of the error that trying again can't heal. With `--prepared` it only
+loads what it needs, and is the end when it is told to; until then it holds nothing.
 """
 
 from __future__ import annotations
@@ -208,6 +209,14 @@ def _innermost(error: object) -> BaseException:
     return error
 
 
+def _told_to_begin(home: Path, group: str) -> bool:
+    """Load what the group's kind needs and wait for a word on standard input; False: it ended."""
+    with contextlib.suppress(CastlingError, OSError):  # the end itself tells what is wrong
+        kind = group_settings(load(home / "deployed.toml"), group).kind
+        load_kind(kind)
+    return bool(sys.stdin.buffer.readline())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the process; the exit code is 0 or that of the error."""
     parser = argparse.ArgumentParser(prog="castling.groups.worker", description=__doc__)
@@ -215,7 +224,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--group", required=True)
     parser.add_argument("--backup", required=True)
     parser.add_argument("--end", type=EndName, choices=list(EndName), required=True)
+    parser.add_argument("--prepared", action="store_true")
     chosen = parser.parse_args(arguments)
+    if chosen.prepared and not _told_to_begin(chosen.home, chosen.group):
+        return 0
     configure_events(json=True)
     # a batch is hundreds of thousands of objects without a cycle among them: looking through them for
     # cycles at Python's usual rhythm cost more than decoding them. The limit is more than all that may wait
