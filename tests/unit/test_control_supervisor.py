@@ -194,7 +194,7 @@ async def test_again_ends_and_begins_anew(world: World) -> None:
         first = world.holder
         agent.keep({END}, again={END})
         await until(lambda: world.holder not in (None, first), "begun anew")
-        assert world.starts == 2
+        await until(lambda: world.starts == 2, "it was started once more")
 
 
 async def test_an_end_of_a_group_that_was_stopped_without_an_agent_is_ended(world: World) -> None:
