@@ -17,7 +17,7 @@ __all__ = ["Pacing"]
 QUIET: Final = 256 << 10
 #: seconds
 SHORTEST: Final = 0.002
-LONGEST: Final = 0.02
+LONGEST: Final = 0.05
 #: bytes that gathered during a pause: more than `MANY` and the next is longer, less than `FEW`, shorter
 MANY: Final = 64 << 10
 FEW: Final = 16 << 10
