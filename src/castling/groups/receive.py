@@ -32,6 +32,8 @@ class ReceiveEnd:
     RELEASE_S = 5.0
     #: seconds between two looks at whether parts are to be copied anew
     LOOK_S = 1.0
+    #: seconds between two looks at how far apply is, to tell it with acknowledgements
+    APPLIED_S = 0.1
 
     def __init__(
         self,
@@ -69,6 +71,8 @@ class ReceiveEnd:
         #: parts that are to be copied anew, as the apply end has told
         self._wanted = False
         self._looked_s = float("-inf")
+        self._applied_mark: Mark | None = None
+        self._applied_s = float("-inf")
         self.receiver = Receiver(
             host,
             listen,
@@ -110,7 +114,12 @@ class ReceiveEnd:
         return self._wanted
 
     def _applied(self) -> Mark | None:
-        return self._marks.read("applied")
+        """Asked with every acknowledgement, of which there may be thousands a second."""
+        now_s = self._host.monotonic()
+        if now_s - self._applied_s >= self.APPLIED_S:
+            self._applied_s = now_s
+            self._applied_mark = self._marks.read("applied")
+        return self._applied_mark
 
     def _on_hardened(self, tail: Tail) -> None:
         self._apply_bell.ring()
@@ -151,6 +160,7 @@ class ReceiveEnd:
         self.journal.reset()
         for name in ("applied", "released", "wanted"):
             self._marks.clear(name)
+        self._applied_mark = None
         self._apply_bell.ring()
 
     def _finish_seed(self) -> None:

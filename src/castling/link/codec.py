@@ -17,11 +17,13 @@ ZSTD = 1
 
 #: an answer above this share of the raw size does not pay
 _PAYS_BELOW = 0.9
-#: smaller than this is sent as it is: the frame around it costs more
-_SMALL = 128
+#: smaller than this is sent as it is: a single commit, which may be waited for
+_SMALL = 1024
 _SAMPLE = 16 << 10
 _SKIP_FIRST = 4 << 20
 _SKIP_MOST = 64 << 20
+#: making one costs more than most calls of it
+_DECOMPRESSOR = zstandard.ZstdDecompressor()
 
 
 class Packer:
@@ -82,7 +84,7 @@ def unpack(data: memoryview, codec: int, length: int, *, limit: int) -> bytes:
     try:
         if zstandard.frame_content_size(data) != length:  # zstd allocates by what the frame says
             raise LinkProtocol("a compressed body has another size than announced")
-        found = zstandard.ZstdDecompressor().decompress(
+        found = _DECOMPRESSOR.decompress(
             data, max_output_size=length, read_across_frames=False, allow_extra_data=False
         )
     except zstandard.ZstdError as error:
