@@ -6,7 +6,12 @@ import os
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+#: how long an example takes says how busy the machine is, and nothing about the code
+hypothesis.settings.register_profile("castling", deadline=None)
+hypothesis.settings.load_profile("castling")
 
 
 def pytest_configure() -> None:

@@ -1,0 +1,11 @@
+INSERT INTO arrays VALUES (1, '{}', '1&(2|3)'), (2, '{3,1,2,3}', '!7'), (3, NULL, NULL);
+INSERT INTO goods VALUES ('978-0-393-04002-9', '0123456789012', '0-393-04002-X', 'M-2306-7118-7', '979-0-060-11561-5', '1436-4522', '977-1436-452-00-8', '220356483481', '{0123456789012,NULL}');
+INSERT INTO by_cube VALUES ('(1,2),(3,4)', 1), ('(0)', 2), ('()', 3), ('(-0,1e300)', 4);
+INSERT INTO by_seg VALUES ('5.0(+-)0.3', 1), ('1 .. 2', 2), ('< 3.00', 3), ('~6.5', 4);
+INSERT INTO by_hstore VALUES ('a=>1', 1), ('', 2), ('b=>NULL, a=>""', 3);
+INSERT INTO objects VALUES (1, 0, '{}'), (2, 4294967295, '{1,NULL}'), (3, NULL, NULL);
+INSERT INTO places VALUES (1, public.ll_to_earth(48.2, 16.4)), (2, public.ll_to_earth(-90, 180)), (3, NULL);
+INSERT INTO labels VALUES (1, 'a.b.c', 'a & b*@', '{*.a,"*{2}.b"}'), (2, '', '!x', '{}');
+INSERT INTO searched SELECT i, 'word ' || md5(i::text) FROM generate_series(1, 50) i;
+INSERT INTO rooms SELECT i % 3, tsrange(timestamp '2026-01-01' + i * interval '1 h', timestamp '2026-01-01' + (i + 1) * interval '1 h'), 'w' || i FROM generate_series(1, 30) i;
+INSERT INTO heap VALUES ('(1)', '1.0', 'a=>1', 'Ab', '1'), ('(1.0)', '1.00', 'a=>1', 'aB', '1'), ('(1)', '1.0', 'a=>1', 'Ab', '1');

@@ -1,0 +1,15 @@
+UPDATE arrays SET a = public.sort(a + 9), q = '1|2' WHERE id < 3;
+INSERT INTO arrays SELECT i, ARRAY[i, -i], ('1&' || i)::public.query_int FROM generate_series(10, 30) i;
+DELETE FROM arrays WHERE a @> '{12}';
+UPDATE goods SET e = '978-0-11-000222-4', u = NULL; INSERT INTO goods (id, b) VALUES ('979-10-90636-07-1', '0-306-40615-2'); UPDATE goods SET id = '978-0-306-40615-7' WHERE b = '0-306-40615-2';
+UPDATE by_cube SET c = public.cube_enlarge(c, 1, 2), n = n + 10 WHERE n < 3; DELETE FROM by_cube WHERE n = 4; INSERT INTO by_cube VALUES ('(0,1e300)', 5);
+UPDATE by_seg SET n = n * 10; DELETE FROM by_seg WHERE n = 20; UPDATE by_seg SET s = '3.0 .. 4' WHERE n = 30;
+UPDATE by_hstore SET h = h || 'z=>9' WHERE n = 1; DELETE FROM by_hstore WHERE h = ''; INSERT INTO by_hstore VALUES ('', 20);
+UPDATE objects SET l = 7 WHERE id < 3; INSERT INTO objects VALUES (4, 1, '{2,3}'); DELETE FROM objects WHERE id = 1;
+UPDATE places SET e = public.ll_to_earth(0, id) WHERE id <> 1; DELETE FROM places WHERE id = 3;
+UPDATE labels SET l = 'x' || l, x = NULL; INSERT INTO labels VALUES (3, 'un_1.x', 'b | c%', NULL);
+UPDATE searched SET t = t || ' more' WHERE id % 2 = 0; DELETE FROM searched WHERE t LIKE '%word c%';
+BEGIN; DELETE FROM rooms WHERE room = 1; INSERT INTO rooms SELECT 1, tsrange(timestamp '2026-01-01' + i * interval '90 min', timestamp '2026-01-01' + (i + 1) * interval '90 min'), 'n' || i FROM generate_series(1, 10) i; COMMIT;
+UPDATE rooms SET during = tsrange(lower(during) + interval '1 year', upper(during) + interval '1 year');
+DELETE FROM heap WHERE ctid = (SELECT min(ctid) FROM heap WHERE t::text = 'Ab');
+UPDATE heap SET q = '2' WHERE t::text = 'aB';

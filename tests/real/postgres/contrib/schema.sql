@@ -1,0 +1,16 @@
+CREATE TABLE arrays (id int PRIMARY KEY, a int[], q public.query_int);
+CREATE INDEX ON arrays USING gist (a public.gist__int_ops);
+CREATE INDEX ON arrays USING gin (a public.gin__int_ops);
+CREATE TABLE goods (id public.isbn13 PRIMARY KEY, e public.ean13, b public.isbn, m public.ismn, m13 public.ismn13, s public.issn, s13 public.issn13, u public.upc, es public.ean13[]);
+CREATE TABLE by_cube (c public.cube PRIMARY KEY, n int);
+CREATE TABLE by_seg (s public.seg PRIMARY KEY, n int);
+CREATE TABLE by_hstore (h public.hstore PRIMARY KEY, n int);
+CREATE TABLE objects (id int PRIMARY KEY, l public.lo, ls public.lo[]);
+CREATE TABLE places (id int PRIMARY KEY, e public.earth);
+CREATE TABLE labels (id int PRIMARY KEY, l public.ltree, x public.ltxtquery, q public.lquery[]);
+CREATE INDEX ON labels USING gist (l);
+CREATE TABLE searched (id int PRIMARY KEY, t text);
+CREATE INDEX ON searched USING gin (t public.gin_trgm_ops);
+CREATE TABLE rooms (room int, during tsrange, who text, PRIMARY KEY (room, during), EXCLUDE USING gist (room WITH =, during WITH &&));
+CREATE TABLE heap (c public.cube, s public.seg, h public.hstore, t public.citext, q public.query_int);
+ALTER TABLE heap REPLICA IDENTITY FULL;
