@@ -105,7 +105,7 @@ def start_agent(home: Path, port: int) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "castling.cli.main", "agent", "--home", str(home)], stdout=log, stderr=log
     )
     log.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         assert agent.poll() is None and time.monotonic() < deadline, (
             home.parent / f"{home.name}.log"

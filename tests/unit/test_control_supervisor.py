@@ -26,15 +26,16 @@ import fcntl, json, os, signal, sys, time
 home, behaviour = sys.argv[1], sys.argv[2]
 folder = os.path.join(home, "groups", "orders"); os.makedirs(folder, exist_ok=True)
 lock = os.open(os.path.join(folder, "west.apply.lock"), os.O_RDWR | os.O_CREAT)
-fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-os.ftruncate(lock, 0); os.pwrite(lock, b"%d\\n" % os.getpid(), 0)
+fcntl.flock(lock, fcntl.LOCK_EX)  # it waits: the tests look, too, and that takes the lock for an instant
+os.ftruncate(lock, 0)
+with open(os.path.join(home, "starts"), "a") as file: file.write("x")
+os.pwrite(lock, b"%d\\n" % os.getpid(), 0)  # from now on it can be seen, and killed: it has been counted
 def report(state, retryable=None):
     error = None if retryable is None else {"code": "x", "message": "m", "retryable": retryable}
     path = os.path.join(folder, "west.apply.json")
     with open(path + ".new", "w") as file:
         json.dump({"pid": os.getpid(), "at_ns": time.time_ns(), "state": state, "error": error}, file)
     os.replace(path + ".new", path)
-with open(os.path.join(home, "starts"), "a") as file: file.write("x")
 if behaviour == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if behaviour == "refuses":
@@ -81,7 +82,7 @@ class World:
 
 
 async def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, f"never happened: {what}"
         await asyncio.sleep(0.02)
