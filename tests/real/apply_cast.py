@@ -72,6 +72,7 @@ class Follower:
                             return
             for action in batcher.flush():
                 await self._do(target_, action)
+            await target_.settle()
             self.reports.append(target_.report())
         finally:
             await target_.rollback()

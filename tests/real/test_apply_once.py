@@ -17,6 +17,7 @@ from castling.errors import TargetDiverged, TargetUnreachable
 from castling.journal.record import START
 from castling.kinds.base import Commit, Piece
 from castling.kinds.postgres.target import PostgresTarget
+from castling.kinds.postgres.target_session import explained
 from castling.testing.servers import EmbeddedServer
 
 #: a table without a key shows whatever comes twice: nothing objects to a second row
@@ -131,7 +132,7 @@ class _ProgressApart(_Dying):
     """The mistake: the changes are committed first, and what they count afterwards."""
 
     async def commit(self, commit: Commit) -> None:
-        with self._explained():
+        with explained():
             connection = await self._begin()
             await connection.execute(b"COMMIT")
             self._in_transaction = False

@@ -533,6 +533,14 @@ def test_definitions_that_differ_are_named_with_the_command_that_shows_them() ->
     assert "as on the source" not in details(tree(definitions={"differ": [], "as_of_ns": 1}))
 
 
+def test_lanes_are_told_where_there_are_several() -> None:
+    lanes = [{"lane": 0, "tables": 3, "busy": True}, {"lane": 1, "tables": 2, "busy": False}]
+    apply = {"target": {"lanes": lanes}}
+    told = details(tree(ends={"source": {}, "receive": {}, "apply": apply}))
+    assert "lanes on west: 2, 1 busy; tables: 3, 2" in told
+    assert "lanes" not in details(tree())
+
+
 def test_a_copy_of_one_table_has_a_bar() -> None:
     hold = {"part": "public.a", "state": "copying", "age_s": 4.0, "pinned_bytes": 2048}
     copy = {"part": "public.a", "rows": 70, "bytes": 512, "bytes_total": 1024}

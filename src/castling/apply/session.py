@@ -24,7 +24,7 @@ from castling.host import Bell, Host
 from castling.journal.marks import Mark, Marks
 from castling.journal.reader import JournalReader
 from castling.journal.record import START, Position, Record
-from castling.kinds.base import Abandon, Decoder, Held, Piece, Target
+from castling.kinds.base import Abandon, Commit, Decoder, Held, Piece, Target
 from castling.observe import CommitLag
 from castling.together import run_together
 
@@ -38,6 +38,15 @@ class _Decoded:
     pieces: list[Piece | Abandon]
     size: int
     reached: list[tuple[int, Position]]  # (source position, record) for each record read
+
+
+@dataclass(frozen=True, slots=True)
+class _Handed:
+    """A batch that the target was given, and what is counted when it is committed."""
+
+    commit: Commit
+    transactions: int
+    changes: int
 
 
 class Figures:
@@ -104,6 +113,7 @@ class ApplySession:
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._handed: deque[_Handed] = deque()
         #: (source position, record) not yet at or below the applied and the released progress
         self._unapplied: deque[tuple[int, Position]] = deque()
         self._unreleased: deque[tuple[int, Position]] = deque()
@@ -200,6 +210,8 @@ class ApplySession:
                             await self._do(action)
                 for action in batcher.flush():
                     await self._do(action)
+                await self._target.settle()
+                self._note_applied()
                 self._advance(self._applied.offset, self._applied.t_ns)
                 self._arrived.clear()
                 await self._wait_for_more()
@@ -223,17 +235,23 @@ class ApplySession:
         await self._target.apply(action.pieces)
         if action.commit is not None:
             await self._target.commit(action.commit)
-            self._count(action)
-            self._on_commit()
-            self._advance(action.commit.offset, action.commit.committed_ns)
+            transactions = sum(piece.commit is not None for piece in action.pieces)
+            changes = sum(len(piece.changes) for piece in action.pieces)
+            self._handed.append(_Handed(action.commit, transactions, changes))
+            self._note_applied()
             await self._release()
 
-    def _count(self, action: Write) -> None:
-        assert action.commit is not None
-        self.figures.commits += 1
-        self.figures.transactions += sum(piece.commit is not None for piece in action.pieces)
-        self.figures.changes += sum(len(piece.changes) for piece in action.pieces)
-        self.figures.lag.reached(action.commit.offset, self._host.wall_ns())
+    def _note_applied(self) -> None:
+        """What of the batches that were handed over the target has committed by now."""
+        applied = self._target.applied()
+        while self._handed and self._handed[0].commit.offset <= applied:
+            done = self._handed.popleft()
+            self.figures.commits += 1
+            self.figures.transactions += done.transactions
+            self.figures.changes += done.changes
+            self.figures.lag.reached(done.commit.offset, self._host.wall_ns())
+            self._on_commit()
+            self._advance(done.commit.offset, done.commit.committed_ns)
 
     def _advance(self, offset: int, committed_ns: int) -> None:
         """The target holds everything up to source position `offset`: say so."""

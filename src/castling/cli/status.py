@@ -77,6 +77,7 @@ def details(tree: Json) -> str:
         lines += _beside(stream)
         lines += _left_behind(stream)
         lines += _definitions(tree["group"], stream)
+        lines += _lanes(stream)
         # the receive end first: what keeps it from listening is the cause of what the source end sees
         for end in ("receive", "source", "apply"):
             lines += _trouble(stream["backup"], end, stream["ends"][end])
@@ -114,6 +115,14 @@ def _left_behind(stream: Json) -> list[str]:
         return []
     told = ", ".join(names[:DIFFERING]) + (", …" if len(names) > DIFFERING else "")
     return [f"{stream['backup']}: not in the log, so not carried: {told}"]
+
+
+def _lanes(stream: Json) -> list[str]:
+    """The sessions that apply beside each other, where there are several."""
+    lanes = (stream["ends"]["apply"].get("target") or {}).get("lanes") or ()
+    busy = sum(lane["busy"] for lane in lanes)
+    tables = ", ".join(str(lane["tables"]) for lane in lanes)
+    return [f"lanes on {stream['backup']}: {len(lanes)}, {busy} busy; tables: {tables}"] if lanes else []
 
 
 def _definitions(group: str, stream: Json) -> list[str]:

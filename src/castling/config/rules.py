@@ -183,6 +183,7 @@ def _figures(name: str, group: GroupSettings) -> Iterator[Problem]:
         (("sequence_margin",), group.sequence_margin, 0, 1 << 40),
         (("compare_every",), group.compare_every, 0.05, 86400),
         (("batch_changes",), group.batch_changes, 1, 10_000_000),
+        (("lanes",), group.lanes, 1, 32),
         (("apply_memory",), group.apply_memory, 1 << 20, 1 << 40),
         (("retention", "segment"), group.retention.segment, 1 << 20, 1 << 30),
         (("spool", "segment"), group.spool.segment, 1 << 20, 1 << 30),

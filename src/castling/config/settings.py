@@ -184,6 +184,9 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     compare_every: Seconds = 60.0
     #: source changes in one target transaction, at most
     batch_changes: int = 50_000
+    #: sessions that apply beside each other, each to tables of its own; with more than 1, what one source
+    #: transaction did in two tables may be seen on the target one after the other
+    lanes: int = 1
     #: memory for changes waiting to be applied, bytes
     apply_memory: Size = 64 << 20
     #: what the remote journal keeps

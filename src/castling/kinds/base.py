@@ -179,7 +179,14 @@ class Target(Protocol):
         """
 
     async def commit(self, commit: Commit) -> None:
-        """Store progress `commit.offset` and commit the target transaction."""
+        """Store progress `commit.offset` and commit the target transaction. A target that writes several at
+        once may return before that is done: `applied` tells; an error then comes from a later call."""
+
+    def applied(self) -> int:
+        """The source position up to which all that was handed over is committed, as far as is known."""
+
+    async def settle(self) -> None:
+        """Wait until all that was handed over is committed."""
 
     async def rollback(self) -> None: ...
 

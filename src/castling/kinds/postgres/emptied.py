@@ -60,6 +60,10 @@ class EmptiedTables:
             }
         self._now = dict(self._committed)
 
+    @property
+    def are_none(self) -> bool:
+        return not self._now
+
     def keep(self, changes: Sequence[Change]) -> list[Change]:
         """The changes that have rows to go to. A TRUNCATE settles its tables."""
         if not self._now:

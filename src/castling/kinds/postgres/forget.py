@@ -76,8 +76,9 @@ async def _forget_target(stream: Stream) -> None:
         await _unwatch(connection, stream.group)
         await connection.execute(
             "SELECT pg_catalog.pg_replication_origin_drop(roname)"
-            " FROM pg_catalog.pg_replication_origin WHERE roname = %s",
-            (origin_name(stream.group),),
+            " FROM pg_catalog.pg_replication_origin WHERE roname = %(name)s"
+            " OR starts_with(roname, %(name)s || ':')",
+            {"name": origin_name(stream.group)},
         )
         cursor = await connection.execute(
             "SELECT relname FROM pg_catalog.pg_class"
@@ -86,6 +87,8 @@ async def _forget_target(stream: Stream) -> None:
         there = {str(row[0]) for row in await cursor.fetchall()}
         for table in (
             "progress",
+            "lane_progress",
+            "lane_tables",
             "seed",
             "seed_chunk",
             "seed_emptied",

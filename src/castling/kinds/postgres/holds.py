@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -86,6 +86,8 @@ class Place:
     sqlstate: str | None
     #: a new copy of it is wanted or under way
     copying: bool = False
+    #: it is in no row of `table_positions`: its lane was ahead when the session began
+    by_lane: bool = False
 
 
 def concerns_table(sqlstate: object) -> bool:
@@ -111,6 +113,9 @@ class TablePositions:
     def __init__(self, stream: str) -> None:
         self._stream = stream
         self._places: dict[Table, Place] = {}
+        #: tables whose lane was ahead of the stream when the session began, and by how much
+        self._ahead: dict[Table, int] = {}
+        self._settled = 0
         #: what the open transaction will make of them; None: the table is where the stream is
         self._next: dict[Table, Place | None] = {}
 
@@ -124,7 +129,15 @@ class TablePositions:
             (schema, name): Place(state, parse_lsn(lsn), since, reason, sqlstate, copying)
             for schema, name, state, lsn, since, reason, sqlstate, copying in await cursor.fetchall()
         }
+        for table, offset in self._ahead.items():
+            if table not in self._places or self._places[table].state == "live":
+                self._places[table] = Place("ahead", offset, datetime.now(UTC), "", None, by_lane=True)
         self._next = {}
+
+    @property
+    def are_still(self) -> bool:
+        """No table is on its way to the stream."""
+        return not any(place.state in ("releasing", "ahead") for place in self._places.values())
 
     def start(self, progress: int) -> int:
         """Where a session has to begin so that every table gets what it needs."""
@@ -168,11 +181,14 @@ class TablePositions:
         """Before the commit that takes the target to `offset`, in the same transaction: the tables that are
         on their way are there too; those that have reached the stream are forgotten."""
         self._next = {}
+        self._settled = offset
         for table, place in self._places.items():
             if place.state not in ("releasing", "ahead") or offset < place.offset:
                 continue
             if offset >= progress:
                 self._next[table] = None
+                if place.by_lane:
+                    continue
                 await connection.execute(_LIVE, (self._stream, *table))
                 await connection.execute(_FORGET, (self._stream, *table))
             elif place.state == "releasing":
@@ -189,6 +205,7 @@ class TablePositions:
                 self._places.pop(table, None)
             else:
                 self._places[table] = place
+        self._ahead = {table: offset for table, offset in self._ahead.items() if offset > self._settled}
         self._next = {}
 
     def rolled_back(self) -> None:
@@ -225,7 +242,7 @@ class TablePositions:
                         "s": self._stream,
                         "n": relation.schema,
                         "t": relation.name,
-                        "l": lsn_text(progress),
+                        "l": lsn_text(max(progress, self._ahead.get((relation.schema, relation.name), 0))),
                         "r": reason,
                         "c": sqlstate,
                         "a": copy,
@@ -234,7 +251,10 @@ class TablePositions:
         await self.load(connection)
 
     async def do_wanted(self, connection: AsyncConnection[Any], progress: int) -> list[str]:
-        """What others want, done: the tables that it concerned."""
+        """What others want, done: the tables that it concerned. Not while lanes are unequal: then the
+        stream's progress is not that of all the tables that are nowhere noted."""
+        if self._ahead:
+            return []
         cursor = await connection.execute(
             "UPDATE castling.table_positions SET wanted = NULL,"
             " since = CASE WHEN state = 'live' THEN pg_catalog.now() ELSE since END,"
@@ -249,8 +269,12 @@ class TablePositions:
         )
         return sorted(f"{schema}.{name}" for schema, name in await cursor.fetchall())
 
-    async def do_wanted_and_load(self, connection: AsyncConnection[Any], progress: int) -> None:
-        """For a session that begins: what is wanted, and what is."""
+    async def do_wanted_and_load(
+        self, connection: AsyncConnection[Any], progress: int, ahead: dict[Table, int]
+    ) -> None:
+        """For a session that begins: what is wanted, and what is. `ahead`: tables whose lane has more than
+        the stream."""
+        self._ahead = ahead
         await connection.execute(CREATE_POSITIONS.encode())
         await self.do_wanted(connection, progress)
         await self.load(connection)

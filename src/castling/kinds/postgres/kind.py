@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from castling.config import DatabaseSettings
-from castling.kinds.base import Copied, Finding, PartAction, Stream
+from castling.kinds.base import Copied, Finding, PartAction, Stream, Target
 from castling.kinds.postgres.capture import PostgresCapture
 from castling.kinds.postgres.check import check_stream
 from castling.kinds.postgres.decoder import PostgresDecoder
@@ -14,6 +14,7 @@ from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.foreign_notes import list_foreign_writes
 from castling.kinds.postgres.foreign_watch import ForeignWatch
 from castling.kinds.postgres.forget import forget_stream
+from castling.kinds.postgres.lanes_target import LanesTarget
 from castling.kinds.postgres.left_behind import copy_left_behind
 from castling.kinds.postgres.parts import move_parts
 from castling.kinds.postgres.schema_compare import compare_schema
@@ -57,9 +58,9 @@ class PostgresKind:
     def decoder(self, stream: Stream) -> PostgresDecoder:
         return PostgresDecoder(piece_bytes=max(1 << 20, stream.settings.apply_memory // 4))
 
-    def target(self, stream: Stream) -> PostgresTarget:
+    def target(self, stream: Stream) -> Target:
         definitions = DefinitionWatch(stream.group, stream.settings, _target(stream))
-        return PostgresTarget(
+        main = PostgresTarget(
             stream.group,
             _target(stream),
             seeded=True,
@@ -69,6 +70,8 @@ class PostgresKind:
             ),
             on_error=stream.settings.on_error,
         )
+        lanes = stream.settings.lanes
+        return main if lanes == 1 else LanesTarget(main, stream.group, _target(stream), lanes)
 
     async def check(self, stream: Stream) -> list[Finding]:
         return await check_stream(stream)

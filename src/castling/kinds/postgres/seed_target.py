@@ -26,6 +26,7 @@ from castling.kinds.postgres.catalog import table_name
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.holds import CREATE_POSITIONS
+from castling.kinds.postgres.lane_rows import CREATE_LANES
 from castling.kinds.postgres.lsn import lsn_text
 from castling.kinds.postgres.neighbours import MAKE_ALONE, TAKEN_HINT, begin_alone, read_taken
 from castling.kinds.postgres.resync_target import TableCopies
@@ -124,7 +125,12 @@ class PostgresSeedTarget:
             await begin_alone(connection)  # nor do two make the schema at once, which PostgreSQL refuses
             await connection.execute(
                 (
-                    _STATE + CREATE_EMPTIED + CREATE_SEQUENCES + progress.CREATE_PROGRESS + CREATE_POSITIONS
+                    _STATE
+                    + CREATE_EMPTIED
+                    + CREATE_SEQUENCES
+                    + progress.CREATE_PROGRESS
+                    + CREATE_POSITIONS
+                    + CREATE_LANES
                 ).encode()
             )
             tables = [table_name(schema, name) for schema, name in request.tables]
@@ -140,7 +146,15 @@ class PostgresSeedTarget:
                 "ON CONFLICT (stream) DO UPDATE SET finished_at = NULL, tables = %(t)s",
                 {"s": self._group, "t": sorted(ours | set(tables)), "c": request.create},
             )
-            for table in ("seed_chunk", "seed_emptied", "sequences", "table_positions", "progress"):
+            for table in (
+                "seed_chunk",
+                "seed_emptied",
+                "sequences",
+                "table_positions",
+                "lane_progress",
+                "lane_tables",
+                "progress",
+            ):
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (self._group,)
                 )

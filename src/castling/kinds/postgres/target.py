@@ -16,8 +16,7 @@ hold is noted, and the next session does the same work without the table.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import psycopg
@@ -27,52 +26,24 @@ from castling.config import DatabaseSettings
 from castling.errors import PartsMoved, TargetError, TargetForeign, TargetUnreachable
 from castling.kinds.base import Commit, Held, Piece
 from castling.kinds.postgres import progress
-from castling.kinds.postgres.changes import coalesce
-from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.changes import Change, coalesce
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.emptied import EmptiedTables
 from castling.kinds.postgres.foreign_watch import ForeignWatch
 from castling.kinds.postgres.holds import TablePositions, concerns_table, copy_mends
+from castling.kinds.postgres.lane_rows import LaneRows, read_families
+from castling.kinds.postgres.lanes import Table, assign
 from castling.kinds.postgres.large_object_target import LargeObjectTarget
 from castling.kinds.postgres.large_objects import LARGE_OBJECTS_PREFIX
 from castling.kinds.postgres.mapping import Mapping
+from castling.kinds.postgres.messages import Relation
 from castling.kinds.postgres.progress import application_name, origin_name
 from castling.kinds.postgres.sequence_target import SequenceTarget
 from castling.kinds.postgres.sequences import SEQUENCES_PREFIX
-from castling.kinds.postgres.writer import MessageHandler, Writer, register_fields
+from castling.kinds.postgres.target_session import explained, open_session
+from castling.kinds.postgres.writer import MessageHandler, Writer
 
 __all__ = ["PostgresTarget"]
-
-_SESSION = (
-    "SET session_replication_role = replica",
-    "SET synchronous_commit = off",
-    "SET search_path = pg_catalog",
-    "SET DateStyle = ISO",
-    "SET IntervalStyle = postgres",
-    "SET TimeZone = 'UTC'",
-    "SET extra_float_digits = 1",
-    "SET bytea_output = hex",
-    "SET lc_monetary = 'C'",
-    "SET statement_timeout = 0",
-    "SET idle_in_transaction_session_timeout = 0",
-    "SET lock_timeout = '30s'",
-    "SET row_security = off",
-    # the rows of a batch are found by their key: the planner, which knows nothing of a staging table's
-    # rows, would rather read and hash the whole table for a few thousand of them. No index, and it still can
-    "SET random_page_cost = 0.1",
-    "SET seq_page_cost = 100",
-    "SET enable_mergejoin = off",  # it reads the index from its beginning
-)
-
-#: what passes by itself
-_RETRY = (
-    psycopg.errors.DeadlockDetected,
-    psycopg.errors.SerializationFailure,
-    psycopg.errors.LockNotAvailable,
-    psycopg.errors.QueryCanceled,
-    psycopg.errors.InsufficientResources,
-    psycopg.errors.OperatorIntervention,
-)
 
 
 class PostgresTarget:
@@ -98,6 +69,7 @@ class PostgresTarget:
         self._writer: Writer | None = None
         self._emptied = EmptiedTables(group)
         self._positions = TablePositions(group)
+        self.lanes = LaneRows(group)
         self._in_transaction = False
         self._definitions = definitions
         self._foreign = foreign
@@ -113,14 +85,8 @@ class PostgresTarget:
     # --- connecting ---------------------------------------------------------------------------
 
     async def open(self) -> int:
-        connection = await connect(
-            self._settings, application_name=self._application, error=TargetUnreachable
-        )
-        self._connection = connection
-        register_fields(connection.adapters)
-        with self._explained():
-            for statement in _SESSION:
-                await connection.execute(statement.encode())
+        connection = self._connection = await open_session(self._settings, self._application)
+        with explained():
             await connection.execute(progress.CREATE_PROGRESS.encode())
             await progress.take_origin(connection, self._group)
             self._writer = Writer(connection, Mapping(connection), self._handlers)
@@ -128,7 +94,8 @@ class PostgresTarget:
             await self._sequences.load(connection)
             await self._large_objects.load(connection)
             self._progress = await progress.read(connection, self._group)
-            await self._positions.do_wanted_and_load(connection, self._progress)
+            self._progress, ahead = await self.lanes.take_over(connection, self._progress)
+            await self._positions.do_wanted_and_load(connection, self._progress, ahead)
         watches = [each for each in (self._definitions, self._foreign) if each is not None]
         if not self._looking:
             self._looking = [asyncio.create_task(each.run()) for each in watches]
@@ -156,24 +123,31 @@ class PostgresTarget:
             self._in_transaction = True
         return connection
 
+    def kept(self, pieces: Sequence[Piece]) -> list[Change]:
+        """The changes that their tables still need and can take, in order."""
+        return self._emptied.keep(self._positions.keep(pieces, self._progress))
+
     async def apply(self, pieces: Sequence[Piece]) -> None:
-        changes = self._emptied.keep(self._positions.keep(pieces, self._progress))
+        changes = self.kept(pieces)
         if not changes:
             return
+        assert self._writer is not None
         try:
-            with self._explained():
+            with explained():
                 await self._begin()
-                assert self._writer is not None
                 await self._writer.write(coalesce(changes))
         except TargetError as error:
-            await self._hold(error)
+            tables = self._writer.at
+            await self.rollback()
+            await self.hold(error, tables, self._progress)
             raise
 
     async def commit(self, commit: Commit) -> None:
-        with self._explained():
+        with explained():
             connection = await self._begin()
             await self._emptied.settle(connection, commit.offset, self._positions.elsewhere())
             await self._positions.settle(connection, commit.offset, self._progress)
+            await self.lanes.settle(connection, commit.offset)
             if commit.offset > self._progress:  # not while a released table is brought up to it
                 await progress.write(connection, self._group, commit.offset, commit.committed_ns)
             await connection.execute(b"COMMIT")
@@ -181,19 +155,19 @@ class PostgresTarget:
             self._progress = max(self._progress, commit.offset)
             self._emptied.committed()
             self._positions.committed()
+            self.lanes.committed()
 
-    async def _hold(self, error: TargetError) -> None:
-        """Put the table of which an error speaks on hold: PartsMoved. Nothing when that is not the way."""
-        assert self._writer is not None
-        tables, sqlstate = self._writer.at, error.context.get("sqlstate")
+    async def hold(self, error: TargetError, tables: Sequence[Relation], offset: int) -> None:
+        """Put the tables of which an error speaks on hold, where they are up to `offset`: PartsMoved. Nothing
+        when that is not the way."""
+        sqlstate = error.context.get("sqlstate")
         if self._on_error == "stop" or error.retryable or not tables or not concerns_table(sqlstate):
             return
-        await self.rollback()
         told = None if sqlstate is None else str(sqlstate)
-        with self._explained():
+        with explained():
             connection = self._connected()
             copy = self._on_error == "resync" and copy_mends(error)
-            await self._positions.hold(connection, tables, self._progress, str(error), told, copy=copy)
+            await self._positions.hold(connection, tables, offset, str(error), told, copy=copy)
         names = [str(relation) for relation in tables]
         raise PartsMoved(f"on hold: {', '.join(names)}: {error}", parts=names) from error
 
@@ -201,6 +175,7 @@ class PostgresTarget:
         connection = self._connection
         self._emptied.rolled_back()
         self._positions.rolled_back()
+        self.lanes.rolled_back()
         if connection is None or connection.closed or not self._in_transaction:
             return
         self._in_transaction = False
@@ -214,7 +189,7 @@ class PostgresTarget:
     async def durable(self) -> int:
         if self._in_transaction:
             return 0  # an open transaction of several parts: ask again after it
-        with self._explained():
+        with explained():
             connection = self._connected()
             moved = await self._positions.do_wanted(connection, self._progress)
             if moved:
@@ -222,13 +197,66 @@ class PostgresTarget:
             await progress.flush(connection)
         return self._positions.pinned(self._progress)
 
+    def applied(self) -> int:
+        return self._progress
+
+    async def settle(self) -> None:
+        return  # nothing is ever under way here
+
+    # --- lanes beside it (see `lanes_target`) -------------------------------------------------
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._in_transaction
+
+    @property
+    def is_even(self) -> bool:
+        """Every table is where the stream is, or stands still: what comes now can be split by table."""
+        return (
+            not self._in_transaction
+            and self._progress > 0
+            and self.lanes.passed
+            and self._positions.are_still
+            and self._emptied.are_none
+        )
+
+    @property
+    def heard(self) -> set[str]:
+        """The prefixes of the messages that were handed over."""
+        return set() if self._writer is None else self._writer.heard
+
+    def reach(self, offset: int) -> None:
+        """Lanes have committed everything before `offset`."""
+        self._progress = max(self._progress, offset)
+
+    async def align(self) -> None:
+        """Note as the stream's progress, and as each lane's, what `reach` has said."""
+        if not self.lanes.live:
+            return
+        with explained():
+            connection = self._connected()
+            async with connection.transaction():
+                await progress.move(connection, self._group, self._progress)
+                await self.lanes.settle(connection, self._progress)
+
+    async def begin_lanes(self, number: int) -> dict[Table, int]:
+        """Give each table of the target its lane, now that all are as far. The lane of each."""
+        with explained():
+            connection = self._connected()
+            lane_of = assign(*await read_families(connection), number)
+            async with connection.transaction():
+                await progress.move(connection, self._group, self._progress)
+                await self.lanes.begin(connection, lane_of, number)
+            self.lanes.begun()
+            return lane_of
+
     # --- parts --------------------------------------------------------------------------------
 
     def held(self) -> list[Held]:
         return self._positions.held()
 
     async def give_up(self, part: str) -> None:
-        with self._explained():
+        with explained():
             await self._positions.give_up(self._connected(), part, self._progress)
 
     async def close(self) -> None:
@@ -240,27 +268,6 @@ class PostgresTarget:
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """psycopg's errors as ours: what may pass is retryable, the rest names the SQLSTATE."""
-        try:
-            yield
-        except TargetError:
-            raise
-        except _RETRY as error:
-            raise TargetUnreachable(
-                f"the target could not go on: {error.diag.message_primary or error}"
-            ) from error
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            raise TargetUnreachable(f"the connection to the target broke: {error}") from error
-        except psycopg.Error as error:
-            raise TargetError(
-                f"the target refused to apply: {error.diag.message_primary or error}",
-                hint="mend the cause on the target and start the group again",
-                sqlstate=error.sqlstate,
-                table=error.diag.table_name,
-            ) from error
 
     def report(self) -> dict[str, Any]:
         return {

@@ -180,6 +180,8 @@ class Writer:
         self.replays = 0
         #: the tables of the step that is being written: whose error it is
         self.at: tuple[Relation, ...] = ()
+        #: the prefixes of the messages that were handed over
+        self.heard: set[str] = set()
 
     def forget_stages(self) -> None:
         """The transaction that made staging tables was rolled back."""
@@ -310,6 +312,7 @@ class Writer:
                 hint="the source's side is newer: bring this node to the same version",
                 prefix=message.prefix,
             )
+        self.heard.add(message.prefix)
         await handler(self._connection, message.content)
 
     async def _truncate(self, change: Truncate) -> None:

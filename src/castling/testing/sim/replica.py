@@ -144,6 +144,12 @@ class LedgerTarget:
     def _store(self, rows: list[Row], progress: int) -> None:
         self._replica.commit(rows, progress)
 
+    def applied(self) -> int:
+        return self._replica.progress or 0
+
+    async def settle(self) -> None:
+        return  # a commit is done when it returns
+
     async def rollback(self) -> None:
         if self._session == self._replica.sessions:
             self._host.door("target rollback")
