@@ -84,6 +84,28 @@ async def test_a_source_that_is_away_is_not_known_to_keep_anything(
             await until(lambda: capture.report()["wal"]["retained_bytes"] is not None)
 
 
+async def test_an_idle_database_pins_no_log_of_the_others(
+    west: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of ours is written but the heartbeat, and the slot moves on all the same."""
+    monkeypatch.setattr(SlotWatch, "LOOK_S", 0.1)
+    with EmbeddedServer(name="idle") as server, database_pair(server, west, tmp_path) as pair:
+        await _begun(pair)
+        journal = Journal()
+        async with captured(pair.stream(), journal) as capture:
+            for _ in range(4):
+                server.execute("SELECT pg_logical_emit_message(false, 'other', repeat('x', 8 << 20))")
+            await until(lambda: (capture.report()["wal"]["retained_bytes"] or 0) > 32 << 20)
+
+            async def is_free() -> bool:
+                server.execute("CHECKPOINT")
+                await journal.read_until(capture, pair.end_of_log())
+                await capture.acknowledge(journal.offset)
+                return (capture.report()["wal"]["retained_bytes"] or 1 << 40) < 1 << 20
+
+            await until(is_free)
+
+
 async def test_log_that_the_server_took_away_is_told(west: EmbeddedServer, tmp_path: Path) -> None:
     settings = {"max_slot_wal_keep_size": "1MB"}
     with (

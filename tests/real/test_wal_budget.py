@@ -96,6 +96,7 @@ def test_the_log_shrinks_while_the_backup_is_away_and_nothing_is_lost() -> None:
         assert "spooling" not in _codes(cluster)
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(240)
 def test_a_spool_that_is_lost_is_a_gap_and_told() -> None:
     """The control: what the source has forgotten was in the spool and nowhere else."""

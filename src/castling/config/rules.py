@@ -109,6 +109,11 @@ def _databases(name: str, group: GroupSettings) -> Iterator[Problem]:
             yield (*at, node, ways[1]), f"{ways[0]} already says where the password is"
         if not 1 <= database.port <= 65535:
             yield (*at, node, "port"), "must be from 1 to 65535"
+        elif not all(host and 1 <= port <= 65535 for host, port in database.places):
+            yield (
+                (*at, node, "host"),
+                "several are `one,other` or `one:5432,other:5433`, ports from 1 to 65535",
+            )
     for node in group.backups:
         if node in group.databases and _same(group.databases.get(group.primary), group.databases[node]):
             yield (*at, node), f"is the same database as that of {group.primary}: a copy onto itself"
@@ -116,9 +121,9 @@ def _databases(name: str, group: GroupSettings) -> Iterator[Problem]:
 
 def _same(one: DatabaseSettings | None, other: DatabaseSettings) -> bool:
     """Whether both are one database. A loopback address or a socket is another one on each node."""
-    if one is None or is_loopback(one.host):
+    if one is None or one.dbname != other.dbname:
         return False
-    return (one.host, one.port, one.dbname) == (other.host, other.port, other.dbname)
+    return any(place in other.places for place in one.places if not is_loopback(place[0]))
 
 
 def _delivery(name: str, group: GroupSettings) -> Iterator[Problem]:

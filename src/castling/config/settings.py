@@ -60,7 +60,8 @@ class NodeSettings(_Settings, frozen=True, kw_only=True):
 class DatabaseSettings(_Settings, frozen=True, kw_only=True):
     """How a node reaches its database. A password never stands here."""
 
-    #: name or address of the server, or the folder of its unix socket
+    #: name or address of the server, or the folder of its unix socket; several, with commas between and ports
+    #: where they differ ("a:5432,b:5433"): the one that can be written is meant
     host: str
     port: int = 5432
     #: name of the database
@@ -77,6 +78,17 @@ class DatabaseSettings(_Settings, frozen=True, kw_only=True):
     password_env: str | None = None
     #: pgpass file that holds the password
     passfile: str | None = None
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Every host with its port: `host` may list several, each with a port of its own."""
+        found = []
+        for each in map(str.strip, self.host.split(",")):
+            name, _, port = each.rpartition(":")
+            with_port = port.isdecimal() and (":" not in name or name.endswith("]"))
+            host = name if with_port else each
+            found.append((host.removeprefix("[").removesuffix("]"), int(port) if with_port else self.port))
+        return found
 
 
 class RetentionSettings(_Settings, frozen=True, kw_only=True):

@@ -171,6 +171,12 @@ MUTANTS = (
         ("tests/real/test_continuity.py",),
     ),
     Mutant(
+        "promotion-unproven",
+        "a promoted standby that lacks what the backup has is refused",
+        (Edit("kinds/postgres/promotion.py", "    if left_at < resume:\n", "    if False:\n"),),
+        ("tests/unit/test_pg_promotion.py",),
+    ),
+    Mutant(
         "unknown-is-zero",
         "a dead source never shows an RPO of zero",
         (

@@ -167,6 +167,32 @@ class EmbeddedServer:
             "host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n"
         )
 
+    def standby(self, name: str, **settings: str) -> EmbeddedServer:
+        """A physical standby of this server, copied from it and not started, with a slot of its `name`, which
+        it keeps in step as failover slots need it (PostgreSQL 17 and later). `settings`: its own."""
+        own = {
+            "primary_conninfo": f"'{self.dsn()} application_name={name}'",
+            "primary_slot_name": f"'{name}'",
+            "hot_standby_feedback": "on",
+            "sync_replication_slots": "on",
+            "wal_receiver_status_interval": "'1s'",
+            **settings,
+        }
+        found = EmbeddedServer(name=name, bin_folder=self.bin, settings=own)
+        socket_folder = found.folder / "socket"
+        socket_folder.mkdir()
+        user = server_user()
+        if user is not None:
+            account = pwd.getpwnam(user)
+            os.chown(found.folder, account.pw_uid, account.pw_gid)
+            os.chown(socket_folder, account.pw_uid, account.pw_gid)
+        self.execute(f"SELECT pg_create_physical_replication_slot('{name}', true)")
+        self._run("pg_basebackup", "-D", str(found.data), "-d", self.dsn(), "-X", "stream", "-c", "fast")
+        with (found.data / "postgresql.conf").open("a") as conf:
+            conf.writelines(f"{key} = {value}\n" for key, value in found.settings.items())
+        (found.data / "standby.signal").touch()
+        return found
+
     def _command(self, program: str, *arguments: str) -> list[str]:
         return [str(self.bin / program), *arguments]
 

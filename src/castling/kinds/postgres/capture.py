@@ -13,6 +13,7 @@ synchronous delivery.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -27,10 +28,9 @@ from castling.kinds.postgres.connect import connect, scrubbed
 from castling.kinds.postgres.copystream import Keepalive
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.drafts import DRAFT_BYTES, DraftMaker
-from castling.kinds.postgres.giving_up import given_up_size
 from castling.kinds.postgres.heartbeat import Heartbeat
 from castling.kinds.postgres.large_object_watch import LargeObjectWatch
-from castling.kinds.postgres.lsn import parse_lsn
+from castling.kinds.postgres.lsn import lsn_text
 from castling.kinds.postgres.pacing import Pacing
 from castling.kinds.postgres.publication import published, read_published
 from castling.kinds.postgres.replication import ReplicationConnection
@@ -41,17 +41,17 @@ from castling.kinds.postgres.session import (
     Source,
     check_continuity,
     check_published,
-    created_lsn,
     remembered,
     slot_name,
 )
 from castling.kinds.postgres.slot_watch import SlotWatch
+from castling.kinds.postgres.source_look import read_source
 from castling.kinds.postgres.standby import release_commits
 from castling.kinds.postgres.sync import SyncGuard
 from castling.observe import events
 from castling.together import run_together
 
-__all__ = ["PostgresCapture", "read_source"]
+__all__ = ["PostgresCapture"]
 
 #: seconds between two status updates to the source
 STATUS_S = 1.0
@@ -61,37 +61,6 @@ WATCH_S = 30.0
 SHUTDOWN_S = 5.0
 
 _OBJECT_IN_USE = "55006"
-
-
-async def read_source(connection: ReplicationConnection, name: str) -> Source:
-    """What the server says of itself and of the stream's slot and publication, both called `name`."""
-    system_id, timeline, _, database = (await connection.query("IDENTIFY_SYSTEM"))[0]
-    rows = await connection.query(
-        "SELECT pg_catalog.current_setting('server_version_num'),"
-        " CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()"
-        " ELSE pg_catalog.pg_current_wal_flush_lsn() END,"
-        " (SELECT pg_catalog.obj_description(oid, 'pg_publication') FROM pg_catalog.pg_publication"
-        f" WHERE pubname = '{name}')"
-    )
-    slots = await connection.query(
-        "SELECT plugin, database, confirmed_flush_lsn, wal_status FROM pg_catalog.pg_replication_slots"
-        f" WHERE slot_name = '{name}'"
-    )
-    plugin, slot_database, confirmed, wal_status = slots[0] if slots else (None, None, None, None)
-    version, flush, comment = rows[0]
-    return Source(
-        system_id=str(system_id),
-        timeline=int(str(timeline)),
-        database=str(database),
-        server_version=int(str(version)),
-        flush_lsn=parse_lsn(str(flush)),
-        slot_plugin=plugin,
-        slot_database=slot_database,
-        confirmed_lsn=None if confirmed is None else parse_lsn(confirmed),
-        wal_status=wal_status,
-        created_lsn=created_lsn(comment),
-        given_up=given_up_size(comment),
-    )
 
 
 class PostgresCapture:
@@ -143,10 +112,20 @@ class PostgresCapture:
         connection = ReplicationConnection(self._database, application_name=self._name)
         try:
             await connection.open()
-            source = await read_source(connection, self._name)
+            before = None if known is None else known.timeline
+            source = await read_source(connection, self._name, timeline_before=before)
             if source.server_version < 140000:
                 raise NotReplicable("PostgreSQL 14 is the oldest source: older ones send no messages")
             check_continuity(source, slot=self._name, resume=resume, session=known)
+            if before is not None and source.timeline != before:
+                self._log.warning(
+                    "capture.promotion_followed",
+                    timeline=source.timeline,
+                    before=before,
+                    left_at=lsn_text(source.left_at or 0),
+                    resume=lsn_text(resume),
+                )
+            await self._let_standbys_keep(connection, source)
             found, tables = await self._look(known)
             begins = source.confirmed_lsn
             assert begins is not None, "the continuity check lets no stream begin without a slot"
@@ -161,6 +140,13 @@ class PostgresCapture:
         any_commit = start == source.created_lsn or (rests and last_commit is None)
         self._large_objects.forget_after(0 if known is None else resume)
         self._begin(connection, token, begins=begins, any_commit=any_commit, last_commit=last_commit)
+
+    async def _let_standbys_keep(self, connection: ReplicationConnection, source: Source) -> None:
+        """A slot that was made before the server was 17, or by a release that did not ask for it."""
+        if source.server_version < 170000 or source.slot_failover:
+            return
+        with contextlib.suppress(SourceUnreachable):  # a walsender still holds it: the next opening does it
+            await connection.query(f"ALTER_REPLICATION_SLOT {self._name} (FAILOVER true)")
 
     async def _look(self, known: Session | None) -> tuple[Published, list[Table]]:
         """What is published, proven to be what `known` says; and the published tables."""

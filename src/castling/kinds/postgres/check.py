@@ -32,6 +32,7 @@ from castling.kinds.postgres.outside_read import read_available_extensions, read
 from castling.kinds.postgres.publication import identity_problems, partition_problems, published
 from castling.kinds.postgres.sequence_watch import read_sequences
 from castling.kinds.postgres.session import slot_name
+from castling.kinds.postgres.standby_facts import judge_standbys, read_standbys
 from castling.kinds.postgres.tools import find_tool
 
 __all__ = ["check_stream"]
@@ -58,6 +59,8 @@ async def check_stream(stream: Stream) -> list[Finding]:
     settings = stream.settings
     source = await _ask_source(stream)
     found = judge_source(source, stream.group, settings)
+    addresses = len(settings.databases[settings.primary].places)
+    found += judge_standbys(source.version, source.standbys, addresses)
     chosen = [table for table in source.tables if is_chosen(table, settings)]
     for table in chosen:
         found += judge_table(table, settings, source.activity)
@@ -169,6 +172,7 @@ async def _ask_source(stream: Stream) -> SourceFacts:
         facts.tablespaces = [each.name for each in outside if each.kind == "tablespace"]
         facts.foreign_keys = await _foreign_keys(connection)
         facts.activity = await _activity(connection)
+        facts.standbys = await read_standbys(connection)
         return facts
     finally:
         await connection.close()

@@ -26,7 +26,7 @@ from castling.errors import (
     TargetUnreachable,
 )
 
-__all__ = ["OWN_SESSION", "connect", "parameters", "password_of", "scrubbed"]
+__all__ = ["OWN_SESSION", "connect", "parameters", "password_of", "scrubbed", "told", "where"]
 
 CONNECT_TIMEOUT_S = 10
 #: set to "on" in every session of Castling's: by it the target tells what it writes from what others write
@@ -75,22 +75,32 @@ def _from_passfile(settings: DatabaseSettings, passfile: str) -> str:
         lines = Path(passfile).read_text().splitlines()
     except OSError as error:
         raise SecretMissing(f"the password file {passfile} can't be read: {error.strerror}") from error
-    wanted = (settings.host, str(settings.port), settings.dbname, settings.user)
+    every = [(host, str(port), settings.dbname, settings.user) for host, port in settings.places]
     for line in lines:
         parts = [_ESCAPED.sub(r"\1", part) for part in _PART.findall(line)]
-        if len(parts) >= 5 and all(there in ("*", each) for there, each in zip(parts, wanted, strict=False)):
+        if len(parts) >= 5 and any(_fits(parts, wanted) for wanted in every):
             return parts[4]
     raise SecretMissing(
-        f"{passfile} has no line for {':'.join(wanted)}",
+        f"{passfile} has no line for {':'.join(every[0])}",
         hint="a line is host:port:database:user:password; * stands for any",
     )
+
+
+def _fits(parts: list[str], wanted: tuple[str, ...]) -> bool:
+    return all(there in ("*", each) for there, each in zip(parts, wanted, strict=False))
+
+
+def where(settings: DatabaseSettings) -> dict[str, str]:
+    """libpq's parameters for where the server is. Of several the one that can be written is meant."""
+    named = settings.places
+    found = {"host": ",".join(host for host, _ in named), "port": ",".join(str(port) for _, port in named)}
+    return found | {"target_session_attrs": "read-write"} if len(named) > 1 else found
 
 
 def parameters(settings: DatabaseSettings, *, application_name: str, **more: str) -> dict[str, Any]:
     """libpq's connection parameters, the password among them: for libpq only, never for a log."""
     found: dict[str, Any] = {
-        "host": settings.host,
-        "port": str(settings.port),
+        **where(settings),
         "dbname": settings.dbname,
         "user": settings.user,
         "sslmode": settings.sslmode,
@@ -113,6 +123,11 @@ def parameters(settings: DatabaseSettings, *, application_name: str, **more: str
     if password is not None:
         found["password"] = password
     return found
+
+
+def told(settings: DatabaseSettings) -> str:
+    """Where the server is, for people."""
+    return settings.host if "," in settings.host else f"{settings.host}:{settings.port}"
 
 
 def scrubbed(text: str, settings: DatabaseSettings) -> str:
@@ -150,7 +165,7 @@ async def connect(
     except psycopg.OperationalError as failure:
         refused = "FATAL:" in str(failure)
         raise (_REFUSED.get(error, error) if refused else error)(
-            f"{settings.host}:{settings.port}/{settings.dbname}: {scrubbed(str(failure), settings)}",
+            f"{told(settings)}/{settings.dbname}: {scrubbed(str(failure), settings)}",
             hint=f"connected as user {settings.user} with {_secret_place(settings)}, from the node that asks",
         ) from None
 

@@ -9,7 +9,7 @@ from castling.kinds.postgres.catalog import Table
 from castling.kinds.postgres.definitions import Thing
 from castling.kinds.postgres.sequence_watch import SourceSequence
 
-__all__ = ["Activity", "SourceFacts", "TargetFacts", "refused", "warning"]
+__all__ = ["Activity", "SourceFacts", "StandbyFacts", "TargetFacts", "refused", "warning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,18 @@ class Activity:
 
     changes: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyFacts:
+    """A physical standby that streams. `slot` None: without one. `feeds_back`: it holds back the primary's
+    clean-up. `is_awaited`: no failover slot gets ahead of it. `syncs`: some standby keeps slots in step."""
+
+    name: str
+    slot: str | None
+    feeds_back: bool
+    is_awaited: bool
+    syncs: bool
 
 
 @dataclass(slots=True)
@@ -43,6 +55,8 @@ class SourceFacts:
     activity: dict[int, Activity] = field(default_factory=dict)
     foreign_keys: list[tuple[str, str, str]] = field(default_factory=list)
     prepared: int = 0
+    #: physical standbys that stream from it
+    standbys: list[StandbyFacts] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from psycopg.conninfo import make_conninfo
 
 from castling.config import DatabaseSettings
 from castling.errors import DecodeError, SourceError, SourceUnreachable
-from castling.kinds.postgres.connect import parameters, scrubbed
+from castling.kinds.postgres.connect import parameters, scrubbed, told
 from castling.kinds.postgres.copystream import WAL_HEAD, CopyStream, Keepalive, keepalive_of
 from castling.kinds.postgres.drafts import DraftMaker
 
@@ -88,7 +88,7 @@ class ReplicationConnection:
         if connection.status != pq.ConnStatus.OK:
             message = self._error(connection)
             connection.finish()
-            raise SourceUnreachable(f"{self._settings.host}:{self._settings.port}: {message}")
+            raise SourceUnreachable(f"{told(self._settings)}: {message}")
         self._connection = connection
 
     def _error(self, connection: pq.abc.PGconn) -> str:

@@ -104,9 +104,11 @@ class PostgresSeedSource:
         holder = ReplicationConnection(self._database, application_name=f"castling seed {self._group}")
         try:
             await holder.open()
-            rows = await holder.query(
-                f"CREATE_REPLICATION_SLOT {self._slot} LOGICAL pgoutput EXPORT_SNAPSHOT"
+            # standbys that are set to keep it in step may then be promoted (see `promotion`)
+            kept = (
+                "(SNAPSHOT 'export', FAILOVER true)" if self._server_version >= 170000 else "EXPORT_SNAPSHOT"
             )
+            rows = await holder.query(f"CREATE_REPLICATION_SLOT {self._slot} LOGICAL pgoutput {kept}")
         except BaseException:
             holder.close()
             raise

@@ -18,6 +18,7 @@ import msgspec
 from castling.errors import ContinuityLost, DecodeError
 from castling.kinds.postgres.giving_up import given_up
 from castling.kinds.postgres.lsn import lsn_text, parse_lsn
+from castling.kinds.postgres.promotion import promotion_problem
 
 __all__ = [
     "RESEED",
@@ -92,6 +93,12 @@ class Source(msgspec.Struct, frozen=True):
     created_lsn: int | None = None
     #: how much log was kept for the slot when it was given up on purpose
     given_up: int | None = None
+    #: the slot was kept in step by a standby, which this server was
+    slot_synced: bool = False
+    #: the slot is kept in step by standbys that are set to
+    slot_failover: bool = False
+    #: where the server left the timeline that the journal was written from
+    left_at: int | None = None
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -143,7 +150,7 @@ def check_continuity(source: Source, *, slot: str, resume: int, session: Session
     `session` None: the journal is empty, so the slot must not have moved since it was made.
     """
     if session is not None:
-        _check_server(source, session)
+        _check_server(source, session, resume)
     if source.given_up is not None:
         raise given_up(slot, source.given_up)
     if source.confirmed_lsn is None:
@@ -180,18 +187,23 @@ def check_continuity(source: Source, *, slot: str, resume: int, session: Session
         )
 
 
-def _check_server(source: Source, session: Session) -> None:
+def _check_server(source: Source, session: Session, resume: int) -> None:
     if session.system_id != source.system_id:
         raise ContinuityLost(
             f"the source is another server: system {source.system_id}, not {session.system_id}",
             hint=RESEED,
         )
     if session.timeline != source.timeline:
-        raise ContinuityLost(
-            f"the source is on timeline {source.timeline}, the journal was written from {session.timeline}:"
-            " it was promoted or restored",
-            hint=RESEED,
+        problem = promotion_problem(
+            journal=session.timeline,
+            server=source.timeline,
+            left_at=source.left_at,
+            resume=resume,
+            has_slot=source.confirmed_lsn is not None,
+            is_synced=source.slot_synced and source.slot_failover,
         )
+        if problem is not None:
+            raise ContinuityLost(problem, hint=RESEED)
     if session.database != source.database:
         raise ContinuityLost(
             f"the journal is of database {session.database}, not {source.database}", hint=RESEED

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from castling.config import DatabaseSettings
 from castling.errors import SeedFailed, ToolMissing
-from castling.kinds.postgres.connect import OWN_SESSION, password_of, scrubbed
+from castling.kinds.postgres.connect import OWN_SESSION, password_of, scrubbed, where
 
 __all__ = ["environment", "find_tool", "run_tool"]
 
@@ -70,12 +70,14 @@ def _escaped(text: str) -> str:
 @contextlib.contextmanager
 def environment(settings: DatabaseSettings) -> Iterator[dict[str, str]]:
     """Environment variables by which libpq's programs reach the database."""
+    place = where(settings)
     found = {
         "PATH": os.environ.get("PATH", ""),
         "HOME": os.environ.get("HOME", "/"),
         "LC_ALL": "C",
-        "PGHOST": settings.host,
-        "PGPORT": str(settings.port),
+        "PGHOST": place["host"],
+        "PGPORT": place["port"],
+        "PGTARGETSESSIONATTRS": place.get("target_session_attrs", "any"),
         "PGDATABASE": settings.dbname,
         "PGUSER": settings.user,
         "PGSSLMODE": settings.sslmode,

@@ -21,12 +21,13 @@ _HERE = ("localhost", "::1")
 def free_bytes(database: DatabaseSettings, data_directory: str | None) -> int | None:
     """Free bytes on the disk of pg_wal; None: not known. A folder of the same name on another machine is told
     by its server's port."""
-    host = database.host
-    if data_directory is None or not (host.startswith(("/", "127.")) or host in _HERE):
+    named = database.places
+    here = all(host.startswith(("/", "127.")) or host in _HERE for host, _ in named)
+    if data_directory is None or not here:
         return None
     try:
         lines = (Path(data_directory) / "postmaster.pid").read_text().splitlines()
-        if len(lines) <= _PORT_LINE or lines[_PORT_LINE] != str(database.port):
+        if len(lines) <= _PORT_LINE or lines[_PORT_LINE] not in {str(port) for _, port in named}:
             return None
         found = os.statvfs(Path(data_directory) / "pg_wal")
     except (OSError, UnicodeDecodeError):
