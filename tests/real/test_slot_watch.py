@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from tests.real.pg_cast import Journal, Pair, captured, database_pair, until
 
-from castling.errors import ContinuityLost
+from castling.errors import ContinuityLost, LogGivenUp
 from castling.kinds.postgres import pins
 from castling.kinds.postgres.kind import KIND
 from castling.kinds.postgres.slot_watch import SlotWatch
@@ -104,6 +104,36 @@ async def test_an_idle_database_pins_no_log_of_the_others(
                 return (capture.report()["wal"]["retained_bytes"] or 1 << 40) < 1 << 20
 
             await until(is_free)
+
+
+async def test_a_slot_that_was_given_up_is_known_later_and_a_new_one_is_left_alone(
+    west: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SlotWatch, "LOOK_S", 0.1)
+    slots = "SELECT slot_name FROM pg_replication_slots"
+    with EmbeddedServer(name="full") as server, database_pair(server, west, tmp_path) as pair:
+        await _begun(pair)
+        stream = pair.stream(wal_alarm=1 << 20, wal_limit=16 << 20, on_wal_limit="stop")
+        first = KIND.capture(stream)
+        await first.open(resume=0, session=None)  # a stream that is open is no obstacle
+        for _ in range(3):
+            server.execute("SELECT pg_logical_emit_message(false, 'other', repeat('x', 8 << 20))")
+        with pytest.raises(LogGivenUp) as told:
+            await first.guard()
+        await first.close()
+        assert told.value.context["earlier"] is False and not server.execute(slots)
+        with pytest.raises(LogGivenUp) as told:  # the next process, which was not there
+            await KIND.capture(stream).guard()
+        assert told.value.context["earlier"] is True
+        with pytest.raises(LogGivenUp):
+            async with captured(stream):
+                pass
+        seed = KIND.seed_source(pair.stream())
+        await seed.begin()
+        await seed.close()
+        async with captured(stream) as capture:
+            await until(lambda: capture.report()["wal"]["retained_bytes"] is not None)
+            assert len(server.execute(slots)) == 1
 
 
 async def test_log_that_the_server_took_away_is_told(west: EmbeddedServer, tmp_path: Path) -> None:

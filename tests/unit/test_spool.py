@@ -136,8 +136,13 @@ async def test_the_next_process_spools_on_without_a_link(cast: Cast) -> None:
             await cast.spooled(len(cast.source.log))
     feed = cast.process()
     async with cast.at_work():
-        await feed.open(cast.far.tails[-1])
+        tail = cast.far.tails[-1]
+        await feed.open(tail)
+        assert feed.oldest_ns() == tail.t_ns, (
+            "what waits is younger than what the backup has, and not zero old"
+        )
         await cast.send(70)
+        assert feed.oldest_ns() is None
     assert cast.far.payloads == cast.source.log
 
 

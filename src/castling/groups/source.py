@@ -176,9 +176,11 @@ class SourceEnd:
                 try:
                     await self._work()
                 except LogGivenUp as error:
-                    if self._settings.on_wal_limit != "reseed":
+                    if self._settings.on_wal_limit == "reseed":
+                        await self._begin_anew(error)
+                    elif not error.context.get("earlier"):
                         raise
-                    await self._begin_anew(error)
+                    # else the backup says whether its copy is the one from before, or is being begun anew
         except (asyncio.CancelledError, CastlingError):
             await self._feed.close()
             await self._leave()  # the guard is over: else it might undo that

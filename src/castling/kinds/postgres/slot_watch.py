@@ -14,7 +14,7 @@ from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import CastlingError, LogGivenUp
 from castling.kinds.postgres import wal_disk
 from castling.kinds.postgres.connect import connect
-from castling.kinds.postgres.giving_up import give_up, given_up, given_up_size
+from castling.kinds.postgres.giving_up import finish, give_up, given_up
 from castling.kinds.postgres.pins import Growth, OpenTransaction, SlotState, limit_warnings, pin_warnings
 from castling.observe import events
 
@@ -37,10 +37,6 @@ SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp() - p.prepared)::float8, p.
   FROM pg_catalog.pg_prepared_xacts p
  ORDER BY 1 DESC LIMIT 20
 """
-_NOTED = (
-    "SELECT pg_catalog.obj_description(oid, 'pg_publication') FROM pg_catalog.pg_publication"
-    " WHERE pubname = %s"
-)
 #: not everybody may see it
 _FOLDER = (
     "SELECT pg_catalog.current_setting('data_directory')"
@@ -100,10 +96,12 @@ class SlotWatch:
 
     async def _finish_giving_up(self, connection: AsyncConnection[Any]) -> None:
         """An earlier process has given the slot up, or died while it did."""
-        row = await (await connection.execute(_NOTED, (self._slot,))).fetchone()
-        kept = given_up_size(row[0]) if row is not None else None
-        if kept is not None and not self._has_told:
-            await self._give_up(connection, kept)
+        if self._has_told:
+            return
+        kept = await finish(connection, self._slot)
+        if kept is not None:
+            self._has_told = True
+            raise given_up(self._slot, kept, earlier=True)
 
     async def _look(self, connection: AsyncConnection[Any], folder: str | None) -> None:
         cursor = await connection.execute(_SLOT, (self._slot,))
