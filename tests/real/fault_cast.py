@@ -44,7 +44,7 @@ def injected(cluster: Cluster, faults: list[Fault]) -> Counter[str]:
     return done
 
 
-def proven_equal(cluster: Cluster, bank: Bank, *, within_s: float = 90.0) -> None:
+def proven_equal(cluster: Cluster, bank: Bank, *, within_s: float = 180.0) -> None:
     """Stop the bank, let everything drain: nothing acknowledged may be missing, nothing may differ."""
     bank.stop()
     try:

@@ -78,7 +78,6 @@ def _cases(east: EmbeddedServer, west: EmbeddedServer, bin15: Path) -> list[Case
     return [case for case in cases if case.built] if east.bin == west.bin == bin15 else cases
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("changes", [1, 50_000], ids=["live", "backlog"])
 async def test_every_hard_case(
     servers: tuple[EmbeddedServer, EmbeddedServer], bin15: Path, tmp_path: Path, changes: int

@@ -75,7 +75,6 @@ def _catches_up_through_deaths(cluster: Cluster) -> None:
             wait_for(lambda before=before: _applied(cluster) != before, "it has come further")
 
 
-@pytest.mark.timeout(600)
 def test_every_hard_case_through_the_death_of_every_process(cluster: Cluster) -> None:
     east, west, database = cluster.servers["east"], cluster.servers["west"], cluster.database
     live, behind = (fitting(east, west, suffix=suffix) for suffix in ("", " from a backlog"))

@@ -54,7 +54,6 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.timeout(240)
 def test_the_demonstration_proves_that_nothing_is_lost(folder: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     process = _start(*_SMALL, "--report", str(report), temporary=folder)
@@ -71,7 +70,6 @@ def test_the_demonstration_proves_that_nothing_is_lost(folder: Path, tmp_path: P
     assert _left_behind(folder) == []
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_nothing_behind(folder: Path, sign: signal.Signals) -> None:
     process = _start(*_SMALL, temporary=folder)

@@ -26,12 +26,10 @@ def _survives(seed: int, number: int, **group: object) -> None:
         assert sum(done[kind] for kind in KILLS) >= number * 9 // 20, done
 
 
-@pytest.mark.timeout(400)
 def test_a_few_dozen_faults() -> None:
     _survives(seed=1, number=40)
 
 
-@pytest.mark.timeout(400)
 def test_faults_in_sync_delivery() -> None:
     _survives(seed=2, number=16, delivery="sync", on_sync_loss="wait")
 

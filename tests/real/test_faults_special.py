@@ -25,7 +25,7 @@ from castling.testing.compare import compare
 _SLOT = "castling_bank_west"
 
 
-def _failed_with(cluster: Cluster, end: str, code: str, *, within_s: float = 40.0) -> dict[str, Any]:
+def _failed_with(cluster: Cluster, end: str, code: str, *, within_s: float = 120.0) -> dict[str, Any]:
     """Wait until the group has failed because of this error of this end; the error."""
 
     def failed() -> bool:
@@ -62,7 +62,6 @@ def _journal(cluster: Cluster) -> Path:
 # --- the source -------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(240)
 def test_a_slot_dropped_behind_our_back_stops_the_group_and_a_new_copy_heals_it() -> None:
     with bank_cluster() as (cluster, bank):
         cluster.wait_until_applied()
@@ -76,7 +75,6 @@ def test_a_slot_dropped_behind_our_back_stops_the_group_and_a_new_copy_heals_it(
         proven_equal(cluster, bank)
 
 
-@pytest.mark.timeout(240)
 def test_the_first_copy_begins_again_when_its_process_dies() -> None:
     with bank_cluster(start=False, link={"bandwidth": "200KB/s"}) as (cluster, bank):
         cluster.start_group_now()
@@ -149,7 +147,6 @@ def small_disk() -> Iterator[Any]:
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-@pytest.mark.timeout(240)
 def test_a_full_disk_is_a_state_and_loses_nothing(small_disk: Any) -> None:
     retention = {"segment": "1MiB", "min_free": "2MiB"}
     with bank_cluster(start=False, pause_s=0.0, retention=retention) as (cluster, bank):
@@ -168,7 +165,6 @@ def test_a_full_disk_is_a_state_and_loses_nothing(small_disk: Any) -> None:
         proven_equal(cluster, bank)
 
 
-@pytest.mark.timeout(240)
 def test_rot_in_the_journal_is_refused_not_applied() -> None:
     retention = {"segment": "1MiB"}
     with bank_cluster(pause_s=0.0, retention=retention) as (cluster, bank):
@@ -251,7 +247,6 @@ def _lose_the_primary(cluster: Cluster, bank: Bank) -> list[tuple[int, int]]:
     return lost(bank, cluster.dsn("west"))
 
 
-@pytest.mark.timeout(240)
 def test_sync_delivery_loses_nothing_with_the_primary() -> None:
     with bank_cluster(delivery="sync", on_sync_loss="wait") as (cluster, bank):
         wait_for(lambda: state(cluster)["mode"] == "sync", "commits wait for the backup")
@@ -264,7 +259,6 @@ def test_sync_delivery_loses_nothing_with_the_primary() -> None:
         assert _lose_the_primary(cluster, bank) == []
 
 
-@pytest.mark.timeout(240)
 def test_async_delivery_does_lose_and_that_is_noticed() -> None:
     """The control of the test above: the same fire, without the promise."""
     with bank_cluster() as (cluster, bank):
@@ -275,7 +269,6 @@ def test_async_delivery_does_lose_and_that_is_noticed() -> None:
         assert len(_lose_the_primary(cluster, bank)) >= 50
 
 
-@pytest.mark.timeout(240)
 def test_degrading_sync_lets_the_bank_go_on_and_says_so() -> None:
     with bank_cluster(delivery="sync", on_sync_loss="degrade", degrade_after=1.0) as (cluster, bank):
         wait_for(lambda: state(cluster)["mode"] == "sync", "commits wait for the backup")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.real.apply_cast import Follower
 from tests.real.pg_cast import Pair, captured, database_pair, until
@@ -165,6 +167,31 @@ async def test_what_stands_outside_of_the_database_is_compared(pair: Pair) -> No
             server.execute(f'ALTER ROLE "Out side" IN DATABASE {name} RESET ALL')
             server.execute('DROP ROLE IF EXISTS "Out side"; DROP ROLE IF EXISTS outside_group')
         pair.west.execute("DROP ROLE IF EXISTS only_west")
+
+
+async def test_the_roles_that_castling_is_are_left_out_and_what_they_can_not_see_is_said(pair: Pair) -> None:
+    """A superuser on the target, none on the source, as docs/postgres.md has it: nobody shall change that."""
+    password, name = EmbeddedServer.PASSWORD, f"keeper_{pair.name}"
+    pair.source(
+        f"CREATE ROLE {name} LOGIN REPLICATION PASSWORD '{password}'; GRANT pg_read_all_data TO {name}"
+    )
+    pair.target(f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD '{password}'")
+    stream = pair.stream()
+    databases = {
+        node: msgspec.structs.replace(database, user=name)
+        for node, database in stream.settings.databases.items()
+    }
+    stream = replace(stream, settings=msgspec.structs.replace(stream.settings, databases=databases))
+    try:
+        found = await KIND.compare_schema(stream)
+        assert not [each for each in found if name in each.object]
+        unseen = [each for each in found if each.object == "server setting shared_preload_libraries"]
+        assert "does not show it" in unseen[0].message and "pg_read_all_settings" in unseen[0].hint
+        pair.source(f"GRANT pg_read_all_settings TO {name}")
+        assert [each.code for each in await KIND.compare_schema(stream)] == ["schema-same"]
+    finally:
+        pair.source(f"DROP OWNED BY {name}; DROP ROLE {name}")
+        pair.target(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
 async def test_each_end_reports_its_side(pair: Pair) -> None:

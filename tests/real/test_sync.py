@@ -108,7 +108,7 @@ async def test_a_commit_returns_only_when_it_was_acknowledged(pair: Pair) -> Non
         assert not commit.done(), "read is not hardened"
         assert pair.source("SELECT count(*) FROM numbers WHERE n = 1000002") == [(0,)]
         backup.acknowledging = True
-        await asyncio.wait_for(commit, 10)
+        await asyncio.wait_for(commit, 60)
 
 
 async def test_a_commit_that_waits_with_a_lock_does_not_keep_its_stream_from_opening(pair: Pair) -> None:
@@ -131,7 +131,7 @@ async def test_an_acknowledgement_before_hardening_would_be_noticed(pair: Pair) 
     """The negative control: a backup that acknowledges what it does not hold lets the commit go too early."""
     async with backup_of(pair.stream(delivery="sync", on_sync_loss="wait")) as backup:
         backup.early = True
-        await asyncio.wait_for(_insert(pair, 1000003), 10)
+        await asyncio.wait_for(_insert(pair, 1000003), 60)
         assert not backup.holds(1000003)
         backup.early = False
         await _insert(pair, 1000004)
@@ -147,7 +147,7 @@ async def test_waiting_means_waiting(pair: Pair) -> None:
         await asyncio.sleep(2.0)  # four times the limit of the other choice
         assert not commit.done() and backup.state() == "protected"
         backup.acknowledging = True
-        await asyncio.wait_for(commit, 10)
+        await asyncio.wait_for(commit, 60)
 
 
 async def test_degrading_is_a_choice_and_is_told(pair: Pair) -> None:
@@ -155,7 +155,7 @@ async def test_degrading_is_a_choice_and_is_told(pair: Pair) -> None:
     async with backup_of(stream) as backup:
         backup.acknowledging = False
         commit = _insert(pair, 1)
-        await asyncio.wait_for(commit, 15)
+        await asyncio.wait_for(commit, 60)
         assert backup.state() == "degraded"
         assert pair.east.execute("SHOW synchronous_standby_names") == [("",)]
         await _insert(pair, 2)  # does not wait
@@ -192,7 +192,7 @@ async def test_a_source_end_that_never_reaches_the_backup_degrades(pair: Pair) -
     stream = pair.stream(delivery="sync", on_sync_loss="degrade", degrade_after=1.0)
     await _hold(pair, stream)
     async with guarding(stream) as capture:
-        await asyncio.wait_for(_insert(pair, 1), 15)
+        await asyncio.wait_for(_insert(pair, 1), 60)
         await until(lambda: capture.report()["sync"]["state"] == "degraded")
 
 
@@ -247,7 +247,7 @@ async def test_stopping_on_purpose_lets_commits_go(pair: Pair) -> None:
         assert not await KIND.release(stream, failed=True), "who chose to wait goes on waiting"
         assert _waiting(pair)
         assert await KIND.release(stream, failed=False)
-        await asyncio.wait_for(commit, 10)
+        await asyncio.wait_for(commit, 60)
     assert pair.east.execute("SHOW synchronous_standby_names") == [("",)]
 
 
@@ -261,7 +261,7 @@ async def test_a_dead_capture_leaves_commits_waiting_and_forgetting_lets_them_go
         await asyncio.sleep(1.0)
         assert not commit.done()
         await forget_stream(stream)
-        await asyncio.wait_for(commit, 10)
+        await asyncio.wait_for(commit, 60)
 
 
 async def test_a_commit_cancelled_while_it_waits_is_committed_and_says_so(pair: Pair) -> None:
@@ -278,7 +278,7 @@ async def test_a_commit_cancelled_while_it_waits_is_committed_and_says_so(pair: 
         committing = asyncio.create_task(asyncio.to_thread(commit))
         await until(lambda: _waiting(pair))
         pair.east.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
-        await asyncio.wait_for(committing, 10)
+        await asyncio.wait_for(committing, 60)
         assert any("canceling wait for synchronous replication" in text for text in notices)
         assert pair.source("SELECT n FROM numbers") == [(7,)]
 
@@ -293,19 +293,25 @@ async def test_a_commit_that_waits_for_a_write_waits_for_hardening_too(pair: Pai
         await asyncio.sleep(1.5)  # a status update goes by
         assert not commit.done()
         backup.acknowledging = True
-        await asyncio.wait_for(commit, 10)
+        await asyncio.wait_for(commit, 60)
 
 
 async def test_a_source_that_is_away_is_no_silence_of_the_backup(pair: Pair) -> None:
     """Nothing commits meanwhile; when it is back the backup has its whole time to come back too."""
-    stream = pair.stream(delivery="sync", on_sync_loss="degrade", degrade_after=4.0)
+    stream = pair.stream(delivery="sync", on_sync_loss="degrade", degrade_after=10.0)
     await _hold(pair, stream)
     async with guarding(stream) as capture:
+
+        def silent_s() -> float:
+            return float(capture.report()["sync"]["silent_s"])
+
         await until(lambda: capture.report()["sync"]["state"] == "protected")
         pair.east.stop()
         try:
-            await asyncio.sleep(6.0)
-            assert capture.report()["sync"]["silent_s"] < 4.0
+            for _ in range(2):  # whenever the source does not answer, the time begins anew
+                await until(lambda: silent_s() > 1.0)
+                await until(lambda: silent_s() < 0.5)
+            assert capture.report()["sync"]["state"] != "degraded"
         finally:
             pair.east.start()
         await until(lambda: capture.report()["sync"]["state"] == "degraded")
@@ -321,7 +327,7 @@ async def test_what_an_earlier_synchronous_delivery_left_is_taken_away(pair: Pai
     await until(lambda: _waiting(pair))
     async with guarding(pair.stream(delivery="async")):
         await until(lambda: _in_force(pair) == "")
-        await asyncio.wait_for(commit, 10)
+        await asyncio.wait_for(commit, 60)
 
 
 async def test_stopping_a_group_that_was_synchronous_lets_go_too(pair: Pair) -> None:

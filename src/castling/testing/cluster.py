@@ -36,7 +36,7 @@ NODES = ("east", "west")
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def wait_for(condition: Callable[[], bool], what: str, *, within_s: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, *, within_s: float = 120.0) -> None:
     """Poll until `condition` holds; StateError naming `what` when it does not in time."""
     deadline = time.monotonic() + within_s
     while not condition():
@@ -210,7 +210,7 @@ class Cluster:
     def start_group_now(self) -> None:
         self.cli("east", "group", "start", GROUP)
 
-    def start_group(self, *, within_s: float = 120.0) -> None:
+    def start_group(self, *, within_s: float = 240.0) -> None:
         """Start it and wait until it is seeded and runs."""
         self.start_group_now()
         wait_for(self.is_running, "the group runs", within_s=within_s)
@@ -275,7 +275,7 @@ class Cluster:
             f"another {name} end runs",
         )
 
-    def wait_until_applied(self, *, within_s: float = 60.0) -> None:
+    def wait_until_applied(self, *, within_s: float = 120.0) -> None:
         """Until a row that is written now is on the target: everything before it is there then too."""
         mark = time.time_ns()
         source, target = self.servers["east"], self.servers["west"]

@@ -42,7 +42,7 @@ KILLS = frozenset(
     kind for kind in FaultKind if kind.value.startswith("kill -9") or kind.value.endswith("crashes")
 )
 #: how long a process to kill is waited for, seconds
-BACK_S = 10.0
+BACK_S = 45.0
 
 _WEIGHTS = {
     FaultKind.KILL_SOURCE: 6,

@@ -249,6 +249,107 @@ MUTANTS = (
         ),
         ("tests/real/test_seed_truncate.py",),
     ),
+    Mutant(
+        "rot-cut-as-torn",
+        "what was acknowledged is never cut away as a torn tail",
+        (
+            Edit(
+                "journal/recovery.py",
+                "    if mark is None or mark.position.seq <= last_seq:\n",
+                "    if True:\n",
+            ),
+        ),
+        ("tests/unit/test_journal_damage.py",),
+    ),
+    Mutant(
+        "unapplied-released",
+        "what is not applied stays in the journal, whatever its size and age",
+        (
+            Edit(
+                "journal/retention.py",
+                "    free = [segment for segment in segments if segment.last_seq < needed_seq]\n",
+                "    free = list(segments)\n",
+            ),
+        ),
+        ("tests/unit/test_journal_room.py",),
+    ),
+    Mutant(
+        "disk-filled-up",
+        "a disk that is nearly full stops the receiving, before it is",
+        (Edit("journal/journal.py", "        if free < self._min_free:\n", "        if False:\n"),),
+        ("tests/unit/test_journal_room.py",),
+    ),
+    Mutant(
+        "waiting-degrades",
+        "who chose to wait for the backup waits",
+        (
+            Edit(
+                "kinds/postgres/sync.py",
+                '        if on_loss == "degrade" and silent_s > degrade_after_s:\n',
+                "        if silent_s > degrade_after_s:\n",
+            ),
+        ),
+        ("tests/unit/test_pg_sync.py",),
+    ),
+    Mutant(
+        "dead-shown-as-now",
+        "no figure of a process that is gone is shown as if it were of now",
+        (
+            Edit(
+                "control/tree.py",
+                '    elif seen.get("pid") != status.pid:\n',
+                '    elif said in (None, "failed", "stopped"):\n',
+            ),
+        ),
+        ("tests/unit/test_control_tree.py",),
+    ),
+    Mutant(
+        "sequences-without-margin",
+        "the target's sequences stay ahead of the source's",
+        (
+            Edit(
+                "kinds/postgres/sequences.py",
+                "    last = told.last + margin * told.increment\n",
+                "    last = told.last\n",
+            ),
+        ),
+        ("tests/unit/test_pg_sequences.py",),
+    ),
+    Mutant(
+        "invitation-counts-twice",
+        "a node joins with an invitation once",
+        (Edit("control/store.py", "id = ? AND used_ns IS NULL AND", "id = ? AND"),),
+        ("tests/unit/test_control_store.py",),
+    ),
+    Mutant(
+        "earlier-columns-forgotten",
+        "of many updates of a row each column arrives, also one that a later update left out",
+        (
+            Edit(
+                "kinds/postgres/changes.py",
+                "            self._updates[key] = _merged(change.new, self._updates.get(key))\n",
+                "            self._updates[key] = change.new\n",
+            ),
+        ),
+        ("tests/unit/test_changes.py",),
+    ),
+    Mutant(
+        "equal-rows-are-one",
+        "of two equal rows without a key one delete deletes one",
+        (
+            Edit(
+                "kinds/postgres/statements.py",
+                '"(t.tableoid, t.ctid) = (SELECT',
+                '"(t.tableoid, t.ctid) IN (SELECT',
+            ),
+            Edit(
+                "kinds/postgres/statements.py",
+                "::record OPERATOR(pg_catalog.*=) ROW({values})::record LIMIT 1)",
+                "::record OPERATOR(pg_catalog.*=) ROW({values})::record)",
+            ),
+        ),
+        ("tests/real/test_apply_hard.py", "-k", "test_of_equal_rows_one_is_meant"),
+    ),
 )
 
 

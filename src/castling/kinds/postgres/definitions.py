@@ -66,6 +66,9 @@ class Difference:
 
     @property
     def message(self) -> str:
+        if self.kind == "server setting" and None in (self.source, self.target):
+            side = "source" if self.source is None else "target"
+            return f"is not compared: the {side} does not have it, or does not show it to Castling's user"
         if self.target is None:
             return f"is not on the target: {_shown(self.source)}"
         if self.source is None:
@@ -149,9 +152,16 @@ def finding(difference: Difference, *, code: str) -> Finding:
         f"{difference.kind} {difference.name}",
         code,
         difference.message,
-        f"on the target: {difference.make}" if difference.make and difference.source is not None else "",
+        _hint(difference),
         {"source": difference.source, "target": difference.target, "make": difference.make},
     )
+
+
+def _hint(difference: Difference) -> str:
+    if difference.kind == "server setting" and None in (difference.source, difference.target):
+        side = "source" if difference.source is None else "target"
+        return f"on the {side}: GRANT pg_read_all_settings to the user"
+    return f"on the target: {difference.make}" if difference.make and difference.source is not None else ""
 
 
 def judge_extensions(found: list[Difference], available: dict[str, set[str]]) -> list[Difference]:

@@ -2,7 +2,8 @@
 settings of the database and of roles, tablespaces, extensions, and the server's settings that decide how an
 application's statements behave.
 
-Passwords are not read. A role that the target lacks is made there without one.
+Passwords are not read. A role that the target lacks is made there without one. The role that looks is left
+out: it is Castling's own, and what it needs on each side is another thing.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ SELECT 'role', pg_catalog.quote_ident(r.rolname), attributes.text,
            CASE WHEN r.rolbypassrls THEN 'BYPASSRLS' ELSE 'NOBYPASSRLS' END,
            'CONNECTION LIMIT ' || r.rolconnlimit,
            'VALID UNTIL ' || pg_catalog.quote_literal(r.rolvaliduntil::text)) AS text) attributes
- WHERE r.oid >= 16384
+ WHERE r.oid >= 16384 AND r.rolname <> current_user
 UNION ALL
 SELECT 'member', pg_catalog.format('%I in %I', m.rolname, g.rolname),
        CASE WHEN pg_catalog.bool_or(a.admin_option) THEN 'WITH ADMIN OPTION' ELSE 'member' END,
@@ -76,7 +77,7 @@ SELECT 'member', pg_catalog.format('%I in %I', m.rolname, g.rolname),
                          CASE WHEN pg_catalog.bool_or(a.admin_option) THEN ' WITH ADMIN OPTION' END)
   FROM pg_catalog.pg_auth_members a
   JOIN pg_catalog.pg_roles m ON m.oid = a.member JOIN pg_catalog.pg_roles g ON g.oid = a.roleid
- WHERE m.oid >= 16384 GROUP BY m.rolname, g.rolname
+ WHERE m.oid >= 16384 AND m.rolname <> current_user GROUP BY m.rolname, g.rolname
 UNION ALL
 SELECT 'setting', pg_catalog.format('%s%s of %s', CASE WHEN s.setdatabase <> 0 THEN 'database, ' END,
            COALESCE('role ' || pg_catalog.quote_ident(r.rolname), 'all roles'), one.name),
@@ -100,6 +101,7 @@ SELECT 'setting', pg_catalog.format('%s%s of %s', CASE WHEN s.setdatabase <> 0 T
                                FROM pg_catalog.unnest(s.setconfig) c) pair) one
  WHERE s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database
                               WHERE datname = pg_catalog.current_database()))
+   AND r.rolname IS DISTINCT FROM current_user
 UNION ALL
 SELECT 'database', property.name, property.value, ''
   FROM pg_catalog.pg_database d
