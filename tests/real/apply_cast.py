@@ -14,6 +14,7 @@ from castling.kinds.base import Stream, Target
 from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.foreign_watch import ForeignWatch
 from castling.kinds.postgres.kind import KIND
+from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.target import PostgresTarget
 from castling.testing.compare import Comparison, compare
 
@@ -61,7 +62,8 @@ class Follower:
 
         `ended` is asked after each target transaction: True ends the session there.
         """
-        decoder = PostgresDecoder(piece_bytes=piece_bytes)
+        naming, rows = Naming(self.stream.settings.rename), self.stream.settings.rows
+        decoder = PostgresDecoder(piece_bytes=piece_bytes, named=naming.target, filtered=bool(rows))
         target_ = target() if target else self.target()
         try:
             batcher = Batcher(limits or Limits(), await target_.open())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.real.apply_cast import Follower
-from tests.real.pg_cast import Pair, captured, database_pair
+from tests.real.pg_cast import Pair, captured, database_pair, until
 
 from castling.apply.schedule import Limits
 from castling.errors import TargetDiverged, TargetError
@@ -224,6 +224,32 @@ async def test_of_equal_rows_one_is_meant(pair: Pair, rows: int) -> None:
 
 
 # --- a large transaction ------------------------------------------------------------------------
+
+
+async def test_a_row_told_by_all_of_it_is_found_by_the_targets_key(pair: Pair) -> None:
+    """As where a filter reads more than the key: no change searches the whole table."""
+    follower = await _follower(
+        pair,
+        "CREATE TABLE t (a text, id bigint, f float8, PRIMARY KEY (id, a));"
+        "ALTER TABLE t REPLICA IDENTITY FULL",
+    )
+    pair.source(
+        "INSERT INTO t SELECT 'a', i, -0.0 FROM generate_series(1, 5000) i;"
+        "INSERT INTO t VALUES ('%', 1, 'NaN')"
+    )
+    await follower.follow()
+    pair.target("ANALYZE t")
+    scans = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 't'"
+    before = pair.target(scans)
+    pair.source(
+        "UPDATE t SET f = id WHERE id % 500 = 1; DELETE FROM t WHERE id % 500 = 2;"
+        "UPDATE t SET id = -id WHERE id = 3"
+    )
+    await follower.follow()
+    touched = "SELECT n_tup_upd + n_tup_del >= 22 FROM pg_stat_user_tables WHERE relname = 't'"
+    await until(lambda: pair.target(touched) == [(True,)])
+    assert pair.target(scans) == before
+    follower.assert_equal()
 
 
 async def test_a_large_transaction_in_parts_is_seen_whole(pair: Pair) -> None:

@@ -271,3 +271,45 @@ def test_rates() -> None:
     assert units.unlimited_rate("10MiB/s") == 10 << 20
     assert units.unlimited_rate(1000) == 1000
     assert units.unlimited_rate("unlimited") is None
+
+
+def _with(text: str) -> str:
+    return GOOD.replace("[groups.orders.link]", text + "\n[groups.orders.link]")
+
+
+def test_names_conditions_and_columns_are_read() -> None:
+    text = _with(
+        'rename = { "sales.*" = "sales_eu.*", "public.orders" = "archive.orders_2026" }\n'
+        'rows = { "public.orders" = "region = \'eu\'" }\n'
+        'columns = { "public.customers" = ["id", "name"] }'
+    )
+    group = parse(text).groups["orders"]
+    assert group.rename == {"sales.*": "sales_eu.*", "public.orders": "archive.orders_2026"}
+    assert group.rows == {"public.orders": "region = 'eu'"}
+    assert group.columns == {"public.customers": ["id", "name"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('rename = { "sales" = "eu.*" }', "rename.sales: 'sales' is not a `schema.table`"),
+        ('rename = { "a.b" = "c.d.e" }', "rename.a.b: 'c.d.e' is not a `schema.table`"),
+        ('rename = { "a.*" = "b.c" }', "rename.a.*: a schema (`sales.*`) becomes a schema"),
+        ('rename = { "a.b" = "c.*" }', "rename.a.b: a schema (`sales.*`) becomes a schema"),
+        ('rename = { "a.x" = "c.d", "b.x" = "c.d" }', "rename.b.x: c.d on the target is a.x already"),
+        ('rename = { "a.*" = "castling.*" }', "rename.a.*: the schema castling"),
+        ('rows = { "public.*" = "true" }', "rows.public.*: 'public.*' is not a `schema.table`"),
+        ('rows = { "a.b" = "x = 1; DROP TABLE y" }', "rows.a.b: holds a semicolon"),
+        ('rows = { "a.b" = "x = 1) OR (true" }', "rows.a.b: has brackets"),
+        ('columns = { "a.b" = [] }', "columns.a.b: names the columns that are carried"),
+        ('columns = { "a.b" = ["c", "c"] }', "columns.a.b: names the columns that are carried"),
+    ],
+)
+def test_what_can_not_be_meant_names_its_line_and_key(text: str, says: str) -> None:
+    (found,) = problems(_with(text))
+    line = _with(text).split("\n").index(text) + 1
+    assert found.startswith(f"castling.toml:{line}: groups.orders.{says}"), found
+
+
+def test_two_schemas_may_become_one() -> None:
+    assert parse(_with('rename = { "a.*" = "c.*", "b.*" = "c.*" }')).groups["orders"].rename

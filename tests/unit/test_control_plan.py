@@ -102,6 +102,9 @@ def test_a_changed_api_address_is_told_as_a_note() -> None:
     [
         ("heartbeat = 1", 'heartbeat = 1\ninclude = ["public.*"]', "groups.orders.include"),
         ("heartbeat = 1", 'heartbeat = 1\nexclude = ["public.x"]', "groups.orders.exclude"),
+        ("heartbeat = 1", 'heartbeat = 1\nrename = { "a.*" = "b.*" }', "groups.orders.rename.a.*"),
+        ("heartbeat = 1", 'heartbeat = 1\nrows = { "a.b" = "v > 1" }', "groups.orders.rows.a.b"),
+        ("heartbeat = 1", 'heartbeat = 1\ncolumns = { "a.b" = ["v"] }', "groups.orders.columns.a.b"),
         ("[groups.orders]", "[groups.sales]", "groups.orders: holds a copy"),
         ('name = "shop"', 'name = "shed"', "installation.name"),
     ],

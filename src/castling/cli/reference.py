@@ -187,7 +187,9 @@ def _settings() -> Iterator[str]:
 
 
 def _is_table(wanted: Any) -> bool:
-    return get_origin(wanted) is dict or (isinstance(wanted, type) and issubclass(wanted, msgspec.Struct))
+    if get_origin(wanted) is dict:
+        return _is_table(get_args(wanted)[1])
+    return isinstance(wanted, type) and issubclass(wanted, msgspec.Struct)
 
 
 def _unit(wanted: Any) -> str | None:
@@ -203,6 +205,8 @@ def _type(wanted: Any) -> str:
         return " or ".join(f'`"{choice}"`' for choice in get_args(wanted))
     if get_origin(wanted) is list:
         return "list of texts"
+    if get_origin(wanted) is dict:
+        return f"table, each a {_type(get_args(wanted)[1])}"
     if isinstance(wanted, UnionType) or get_origin(wanted) is not None:
         return " or ".join(_type(part) for part in get_args(wanted) if part is not type(None))
     return {str: "text", int: "number", float: "number", bool: "true or false"}[wanted]

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
+from castling.config.names import EVERY, split_name, sql_problem
 from castling.config.places import Path
 from castling.config.settings import Config, DatabaseSettings, GroupSettings, NodeSettings
 
@@ -32,6 +33,8 @@ def problems(config: Config) -> list[Problem]:
         found += _delivery(name, group)
         found += _source_log(name, group)
         found += _figures(name, group)
+        found += _renames(name, group)
+        found += _narrowing(name, group)
     if not found:
         found += _listeners(config)
     return found
@@ -169,6 +172,42 @@ def _source_log(name: str, group: GroupSettings) -> Iterator[Problem]:
             'is for delivery = "async": the source frees its log when it is told that commits are safe on '
             'the backup, and with "sync" that is what commits wait for; use wal_limit',
         )
+
+
+_QUALIFIED = "a `schema.table`, with parts in double quotes where they hold a dot or a quote"
+
+
+def _renames(name: str, group: GroupSettings) -> Iterator[Problem]:
+    at = ("groups", name, "rename")
+    taken: dict[tuple[str, str], str] = {}
+    for old, new in group.rename.items():
+        here, there = split_name(old), split_name(new)
+        if here is None or there is None:
+            wrong = old if here is None else new
+            yield (*at, old), f"{wrong!r} is not {_QUALIFIED}, nor a `schema.*`"
+            continue
+        if (here[1] == EVERY) != (there[1] == EVERY):
+            yield (*at, old), "a schema (`sales.*`) becomes a schema (`sales_eu.*`), a table a table"
+        if "castling" in (here[0], there[0]):
+            yield (*at, old), "the schema castling is Castling's own"
+        other = taken.setdefault(there, old)
+        if other != old and there[1] != EVERY:
+            yield (*at, old), f"{new} on the target is {other} already: a table has one source"
+
+
+def _narrowing(name: str, group: GroupSettings) -> Iterator[Problem]:
+    for key in ("rows", "columns"):
+        for table in getattr(group, key):
+            found = split_name(table)
+            if found is None or found[1] == EVERY:
+                yield ("groups", name, key, table), f"{table!r} is not {_QUALIFIED}"
+    for table, condition in group.rows.items():
+        wrong = sql_problem(condition)
+        if wrong:
+            yield ("groups", name, "rows", table), wrong
+    for table, columns in group.columns.items():
+        if not columns or len(set(columns)) != len(columns):
+            yield ("groups", name, "columns", table), "names the columns that are carried, each once"
 
 
 def _figures(name: str, group: GroupSettings) -> Iterator[Problem]:

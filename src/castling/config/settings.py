@@ -177,6 +177,13 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     include: list[str] = msgspec.field(default_factory=lambda: ["*.*"])
     #: what is left out of it, same patterns
     exclude: list[str] = msgspec.field(default_factory=list)
+    #: what has another name on the target: `"schema.*" = "other.*"` or `"schema.table" = "other.name"`, where
+    #: the latter wins; names with a dot or a quote are written in double quotes, as in SQL
+    rename: dict[str, str] = msgspec.field(default_factory=dict)
+    #: by table of the source: only rows for which this condition is true are carried; PostgreSQL 15 or newer
+    rows: dict[str, str] = msgspec.field(default_factory=dict)
+    #: by table of the source: only these columns are carried, its key among them; PostgreSQL 15 or newer
+    columns: dict[str, list[str]] = msgspec.field(default_factory=dict)
     #: when the target refuses changes of one table: "hold": it stands still, its changes are kept, the rest
     #: goes on; "resync": the same, and where other rows are all that is wrong it is copied anew by itself,
     #: at most three times a day; "stop": the group stops

@@ -23,7 +23,7 @@ __all__ = ["Change", "ChangeKind", "Plan", "all_ends", "digest", "plan"]
 Path = tuple[str, ...]
 
 #: can't change while the group holds a copy: the copy would silently be of something else
-_IDENTITY = ("kind", "primary", "include", "exclude")
+_IDENTITY = ("kind", "primary", "include", "exclude", "rename", "rows", "columns")
 #: can't change while the group runs
 _DATABASE_IDENTITY = ("host", "port", "dbname")
 

@@ -309,5 +309,5 @@ def _toml_table(name: str, table: dict[str, Any]) -> list[str]:
         if isinstance(value, dict):
             tables += _toml_table(f"{name}.{key}", value)
         else:
-            lines.append(f"{key} = {json.dumps(value)}")
+            lines.append(f"{json.dumps(key) if '.' in key else key} = {json.dumps(value)}")
     return lines + tables

@@ -9,7 +9,7 @@ then looked at row by row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,12 +59,30 @@ class Comparison:
         return self.tables > 0 and not self.differences
 
 
-def compare(dsn_a: str, dsn_b: str, schemas: Sequence[str] | None = None) -> Comparison:
-    """Compare every table of both databases (`schemas`: only these). Both must be at rest."""
+def compare(
+    dsn_a: str,
+    dsn_b: str,
+    schemas: Sequence[str] | None = None,
+    *,
+    named: Mapping[str, str] | None = None,
+    rows: Mapping[str, str] | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
+) -> Comparison:
+    """Compare every table of both databases (`schemas`: only these of the first). Both must be at rest.
+
+    `named`: what the second calls a table of the first, or a schema (`old.*`), or both;
+    with it, only tables that are called so are looked at in the second. `rows`: of a table of the
+    first, only these; the second must have no others. `columns`: only these are compared. All by the first's
+    names.
+    """
     with psycopg.connect(dsn_a) as a, psycopg.connect(dsn_b) as b:
         for connection in (a, b):
             connection.execute(_SESSION.encode())
-        tables_a, tables_b = _tables(a, schemas), _tables(b, schemas)
+        tables_a = _tables(a, schemas)
+        there = {name: _there(name, named or {}) for name in tables_a}
+        tables_b = _tables(b, schemas if named is None else None)
+        back = {new: old for old, new in there.items()}
+        tables_b = {back.get(name, name): its for name, its in tables_b.items() if not named or name in back}
         found = Comparison()
         for name in sorted(tables_a.keys() | tables_b.keys()):
             if name not in tables_b or name not in tables_a:
@@ -72,11 +90,20 @@ def compare(dsn_a: str, dsn_b: str, schemas: Sequence[str] | None = None) -> Com
                 found.differences.append(Difference(name, f"the table is missing on the {side} side"))
                 continue
             found.tables += 1
-            if tables_a[name] != tables_b[name]:
+            only = (columns or {}).get(name)
+            if only is None and tables_a[name] != tables_b[name]:
                 found.differences.append(Difference(name, "the columns differ"))
                 continue
-            _compare_table(a, b, name, tables_a[name], found)
+            condition = (rows or {}).get(name)
+            side_a = name if condition is None else f"{name} WHERE {condition}"
+            _compare_table((a, side_a), (b, there[name]), name, tuple(only or tables_a[name]), found)
     return found
+
+
+def _there(name: str, named: Mapping[str, str]) -> str:
+    schema, _, table = name.partition(".")
+    new = named.get(name) or named.get(f"{schema}.*", name)
+    return f"{new[:-1]}{table}" if new.endswith(".*") else new
 
 
 def _tables(connection: psycopg.Connection[Any], schemas: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
@@ -85,8 +112,8 @@ def _tables(connection: psycopg.Connection[Any], schemas: Sequence[str] | None) 
 
 
 def _compare_table(
-    a: psycopg.Connection[Any],
-    b: psycopg.Connection[Any],
+    a: tuple[psycopg.Connection[Any], str],
+    b: tuple[psycopg.Connection[Any], str],
     name: str,
     columns: tuple[str, ...],
     found: Comparison,
@@ -95,14 +122,14 @@ def _compare_table(
     # sixteen hex digits of each row's hash, summed exactly: a multiset has one such sum
     question = (
         f"SELECT count(*), COALESCE(sum(('x' || substr(md5({row}), 1, 16))::bit(64)::int8::numeric), 0),"
-        f" COALESCE(sum(('x' || substr(md5({row}), 17, 16))::bit(64)::int8::numeric), 0) FROM {name}"
+        f" COALESCE(sum(('x' || substr(md5({row}), 17, 16))::bit(64)::int8::numeric), 0) FROM "
     )
-    summary_a, summary_b = (side.execute(question.encode()).fetchone() for side in (a, b))
+    summary_a, summary_b = (side.execute((question + its).encode()).fetchone() for side, its in (a, b))
     assert summary_a is not None
     found.rows += summary_a[0]
     if summary_a == summary_b:
         return
-    counts = [_rows(side, name, row) for side in (a, b)]
+    counts = [_rows(side, its, row) for side, its in (a, b)]
     shown = [
         (side, text, number)
         for side, more in (("first", counts[0] - counts[1]), ("second", counts[1] - counts[0]))

@@ -31,6 +31,7 @@ from castling.kinds.postgres.drafts import DRAFT_BYTES, DraftMaker
 from castling.kinds.postgres.heartbeat import Heartbeat
 from castling.kinds.postgres.large_object_watch import LargeObjectWatch
 from castling.kinds.postgres.lsn import lsn_text
+from castling.kinds.postgres.narrowing import narrowing_digest
 from castling.kinds.postgres.pacing import Pacing
 from castling.kinds.postgres.publication import published, read_published
 from castling.kinds.postgres.replication import ReplicationConnection
@@ -155,7 +156,7 @@ class PostgresCapture:
             connection = await connect(self._database, application_name=f"castling setup {self._group}")
         try:
             await connection.execute(f"SET statement_timeout = '{self.LOOK_S}s'".encode())
-            found = await read_published(connection, self._name, asked)
+            found = await read_published(connection, self._name, asked, narrowing_digest(self._settings))
             tables = await read_tables(connection, measured=False)
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             message = f"the source could not say what is published: {error}"

@@ -60,7 +60,13 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::tex
                  JOIN pg_catalog.pg_attribute g ON g.attrelid = c.oid AND g.attnum = ANY (i.indkey::int2[])
                 WHERE i.indrelid = c.oid AND g.attgenerated <> ''
                   AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END),
-       pg_catalog.current_setting('server_version_num')::int4 < 180000
+       pg_catalog.current_setting('server_version_num')::int4 < 180000,
+       (SELECT pg_catalog.array_agg(k.attname ORDER BY u.place)
+          FROM pg_catalog.pg_index i
+          CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY u(number, place)
+          JOIN pg_catalog.pg_attribute k ON k.attrelid = c.oid AND k.attnum = u.number
+         WHERE i.indrelid = c.oid AND u.place <= i.indnkeyatts
+           AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END)
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p', 'f', 'm')
@@ -131,6 +137,8 @@ class Table:
     generated_in_key: bool = False
     #: the server lets rows be identified as a whole though generated columns are not published
     whole_rows_fit: bool = True
+    #: the columns of its replica identity; none where that is the whole row
+    identity_columns: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return table_name(self.schema, self.name)
@@ -207,7 +215,15 @@ async def read_tables(connection: AsyncConnection[Any], *, measured: bool = True
     for row in await cursor.fetchall():
         columns = tuple(TableColumn(*column) for column in row[15] or ())
         ancestors = tuple(table_name(*names) for names in row[14] or ())
-        fields: list[Any] = [*row[:14], ancestors, columns, tuple(row[16] or ()), row[17], row[18]]
+        fields: list[Any] = [
+            *row[:14],
+            ancestors,
+            columns,
+            tuple(row[16] or ()),
+            row[17],
+            row[18],
+            tuple(row[19] or ()),
+        ]
         found.append(Table(*fields))
     return found
 

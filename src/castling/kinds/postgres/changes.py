@@ -7,9 +7,9 @@ need no order among each other, because the target checks neither foreign keys n
 triggers while it applies.
 
 Three things can't be said as a set and become row steps in their place: changes of a table
-without a key, a key change that leaves a TOASTed value behind, and anything that would be
-impossible in a faithful history. TRUNCATE is a step of its own for all its tables; what came
-before it of theirs is left out. A message is a barrier for all tables.
+without a key, a key change that leaves a TOASTed value behind (where rows are filtered, an insert that came
+of one), and anything that would be impossible in a faithful history. TRUNCATE is a step of its own for all
+its tables; what came before it of theirs is left out. A message is a barrier for all tables.
 
 Keys are compared by the bytes that were sent. That is exact: the server sends the old
 key whenever the bytes of a key change. Between two sessions the same key may come once as text and
@@ -289,7 +289,7 @@ class _Table:
             self._keyless.append(change.new)
             return
         key = _key_of(change.new, self._keys)
-        if key in self._inserts or key in self._updates:
+        if key in self._inserts or key in self._updates or not change.new.whole:
             self._row_by_row(change)
         else:
             self._inserts[key] = change.new

@@ -27,6 +27,10 @@ from castling.kinds.postgres.judge_beside import (
     judge_target_sequences,
     judge_watching,
 )
+from castling.kinds.postgres.judge_naming import judge_created_names, judge_naming, judge_narrowing
+from castling.kinds.postgres.naming import Naming
+from castling.kinds.postgres.narrowing import read_column_lists
+from castling.kinds.postgres.narrowing_trial import try_narrowing
 from castling.kinds.postgres.neighbours import read_taken
 from castling.kinds.postgres.outside_read import read_available_extensions, read_outside, read_roles_needed
 from castling.kinds.postgres.publication import identity_problems, partition_problems, published
@@ -37,6 +41,8 @@ from castling.kinds.postgres.tools import find_tool
 
 __all__ = ["check_stream"]
 
+#: names are written with their schema, whatever path the user has on either side
+_QUALIFIED = b"SET search_path = pg_catalog"
 #: tables asked whether they hold rows with one statement
 _ASKED_AT_ONCE = 200
 
@@ -70,6 +76,8 @@ async def check_stream(stream: Stream) -> list[Finding]:
         found.append(refused(str(root), "partitions-unfit", reason, hint))
     for table, reason, hint in identity_problems(tables, source.tables):
         found.append(refused(str(table), "identity-unpublished", reason, hint))
+    found += judge_naming(tables, source, settings)
+    found += judge_narrowing(tables, source, settings)
     if not tables:
         found.append(
             refused("group", "no-tables", "the patterns choose no table", "look at include and exclude")
@@ -81,8 +89,9 @@ async def check_stream(stream: Stream) -> list[Finding]:
     if tables:
         found.append(judge_copy(tables))
     found += _check_tools(source.version, stream)
+    naming = Naming(settings.rename)
     try:
-        target = await _ask_target(stream, {str(table) for table in tables})
+        target = await _ask_target(stream, {naming.target_name(table) for table in tables})
     except TargetUnreachable as error:
         found.append(refused("target", error.code, str(error), error.hint))
         return found
@@ -92,6 +101,7 @@ async def check_stream(stream: Stream) -> list[Finding]:
     found += judge_watching(target, settings)
     if settings.seed.schema == "create" and not target.ours:
         found += judge_needed(source, target, settings)
+        found += judge_created_names(tables, source, target, settings)
     refused_already = {finding.object for finding in found if finding.severity is Severity.REFUSED}
     found += [
         each
@@ -138,6 +148,7 @@ async def _ask_source(stream: Stream) -> SourceFacts:
     settings = stream.settings.databases[stream.settings.primary]
     connection = await connect(settings, application_name=f"castling check {stream.group}")
     try:
+        await connection.execute(_QUALIFIED)
         facts = SourceFacts(version=connection.info.server_version)
         for name in _SETTINGS:
             row = await _one(connection, "SELECT pg_catalog.current_setting(%s, true)", name)
@@ -170,6 +181,11 @@ async def _ask_source(stream: Stream) -> SourceFacts:
         needed = await read_roles_needed(connection, owners=stream.settings.seed.owners == "carry")
         facts.roles_needed = {name: makes.get(name, f"CREATE ROLE {name}") for name in needed}
         facts.tablespaces = [each.name for each in outside if each.kind == "tablespace"]
+        facts.extension_schemas = await _extension_schemas(connection)
+        facts.column_lists = await read_column_lists(connection)
+        facts.tried = await try_narrowing(
+            connection, published(facts.tables, stream.settings), stream.settings
+        )
         facts.foreign_keys = await _foreign_keys(connection)
         facts.activity = await _activity(connection)
         facts.standbys = await read_standbys(connection)
@@ -200,6 +216,14 @@ async def _is_same(stream: Stream) -> bool:
             await target.close()
     finally:
         await source.close()
+
+
+async def _extension_schemas(connection: AsyncConnection[Any]) -> dict[str, str]:
+    cursor = await connection.execute(
+        "SELECT e.extname, n.nspname FROM pg_catalog.pg_extension e"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname <> 'plpgsql'"
+    )
+    return {str(name): str(schema) for name, schema in await cursor.fetchall()}
 
 
 async def _foreign_keys(connection: AsyncConnection[Any]) -> list[tuple[str, str, str]]:
@@ -235,10 +259,13 @@ async def _ask_target(stream: Stream, names: set[str]) -> TargetFacts:
         error=TargetUnreachable,
     )
     try:
+        await connection.execute(_QUALIFIED)
         facts = TargetFacts(version=connection.info.server_version)
         row = await _one(connection, "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user")
         facts.may_replicate = row[0]
         facts.tables = {str(table): table for table in await read_tables(connection)}
+        cursor = await connection.execute("SELECT nspname FROM pg_catalog.pg_namespace")
+        facts.schemas = {str(found[0]) for found in await cursor.fetchall()}
         cursor = await connection.execute("SELECT schemaname, sequencename FROM pg_catalog.pg_sequences")
         facts.sequences = {table_name(*found) for found in await cursor.fetchall()}
         facts.outside = await read_outside(connection, target_database="")

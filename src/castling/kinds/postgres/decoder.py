@@ -11,6 +11,7 @@ applied. After one, the decoder is of no more use.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final, final
 
 from mypy_extensions import i64
@@ -56,10 +57,20 @@ def _whole(row: Row, relation: Relation) -> Row:
 
 @final
 class PostgresDecoder:
-    """Implements `kinds.base.Decoder`. `piece_bytes`: a transaction larger than this comes in parts."""
+    """Implements `kinds.base.Decoder`. `piece_bytes`: a transaction larger than this comes in parts. `named`:
+    schema and name of a table on the target, by those on the source. `filtered`: rows come and go by a
+    condition; one that came by a change of its key lacks what else was TOASTed and stayed the same."""
 
-    def __init__(self, *, piece_bytes: int = 8 << 20) -> None:
+    def __init__(
+        self,
+        *,
+        piece_bytes: int = 8 << 20,
+        named: Callable[[str, str], tuple[str, str]] | None = None,
+        filtered: bool = False,
+    ) -> None:
         self._piece_bytes = piece_bytes
+        self._named = named
+        self._filtered = filtered
         self._relations: dict[int, Relation] = {}
         self._last: Relation | None = None
         self._last_table = b""
@@ -127,7 +138,7 @@ class PostgresDecoder:
         elif kind == 0x43:  # C
             return self._commit(message, position)
         elif kind == 0x52:  # R
-            relation = parse_relation(message)
+            relation = self._renamed(parse_relation(message))
             self._relations[relation.oid] = relation
             self._last = None
         elif kind == 0x54:  # T
@@ -182,6 +193,12 @@ class PostgresDecoder:
     # An update may leave TOASTed values out. Inserted and old rows are whole, and one of an update's
     # rows holds the whole key: a change that can't be made for lack of it is found here.
 
+    def _renamed(self, relation: Relation) -> Relation:
+        if self._named is None:
+            return relation
+        schema, name = self._named(relation.schema, relation.name)
+        return Relation(relation.oid, schema, name, relation.identity, relation.columns)
+
     def _relation(self, oid: int) -> Relation:
         found = self._relations.get(oid)
         if found is None:
@@ -214,7 +231,8 @@ class PostgresDecoder:
         relation = self._described(message)
         if message[5] != _NEW:
             raise DecodeError("an Insert message without a new row")
-        return Insert(relation, _whole(self._last_row(message, _HEAD, relation), relation))
+        row = self._last_row(message, _HEAD, relation)
+        return Insert(relation, row if self._filtered and relation.keys else _whole(row, relation))
 
     def _update(self, message: bytes) -> Update:
         relation = self._described(message)

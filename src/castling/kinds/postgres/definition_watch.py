@@ -46,7 +46,10 @@ def _short(named: dict[str, str]) -> str:
 class DefinitionWatch:
     """Looks on a connection of its own until cancelled; a server that is away is tried again."""
 
-    def __init__(self, group: str, settings: GroupSettings, database: DatabaseSettings) -> None:
+    def __init__(
+        self, group: str, settings: GroupSettings, database: DatabaseSettings, *, is_target: bool = False
+    ) -> None:
+        self._is_target = is_target
         self._group = group
         self._settings = settings
         self._database = database
@@ -71,8 +74,9 @@ class DefinitionWatch:
             await connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             await connection.execute(b"SET LOCAL statement_timeout = '120s'")
             outside = await read_outside(connection, target_database="")
-            strict, loose = Digest(), Digest(loose=True)
-            async for thing in read_schema(connection, self._settings):
+            # a table with another name is called so inside of definitions too
+            strict, loose = Digest(loose=bool(self._settings.rename)), Digest(loose=True)
+            async for thing in read_schema(connection, self._settings, is_target=self._is_target):
                 strict.add(thing)
                 loose.add(thing)
             await connection.execute(b"COMMIT")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from castling.kinds.base import Finding, Severity
 from castling.kinds.postgres.catalog import Table
 from castling.kinds.postgres.definitions import Thing
+from castling.kinds.postgres.narrowing_trial import Tried
 from castling.kinds.postgres.sequence_watch import SourceSequence
 
 __all__ = ["Activity", "SourceFacts", "StandbyFacts", "TargetFacts", "refused", "warning"]
@@ -57,6 +58,12 @@ class SourceFacts:
     prepared: int = 0
     #: physical standbys that stream from it
     standbys: list[StandbyFacts] = field(default_factory=list)
+    #: what publishing only some rows or columns of a table would ask of it
+    tried: list[Tried] = field(default_factory=list)
+    #: tables of which a publication, whosever, publishes some columns only
+    column_lists: dict[int, str] = field(default_factory=dict)
+    #: by extension
+    extension_schemas: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -68,6 +75,7 @@ class TargetFacts:
     roles: set[str] = field(default_factory=set)
     tablespaces: set[str] = field(default_factory=set)
     sequences: set[str] = field(default_factory=set)
+    schemas: set[str] = field(default_factory=set)
     tables: dict[str, Table] = field(default_factory=dict)
     filled: set[str] = field(default_factory=set)
     ours: set[str] = field(default_factory=set)

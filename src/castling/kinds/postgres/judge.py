@@ -12,6 +12,9 @@ from castling.kinds.postgres.costs import identity_cost
 from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
 from castling.kinds.postgres.judge_beside import judge_large_objects, judge_sequences
 from castling.kinds.postgres.judge_log import judge_log
+from castling.kinds.postgres.naming import Naming
+from castling.kinds.postgres.naming_definitions import named_text
+from castling.kinds.postgres.narrowing import named_columns
 from castling.kinds.postgres.neighbours import TAKEN_HINT
 from castling.kinds.postgres.publication import published
 from castling.kinds.postgres.standby import standby_names
@@ -232,11 +235,13 @@ def judge_target(
     create = settings.seed.schema == "create" and not seeded
     if create and target.version < 180000:
         found += _judge_virtual(source)
+    naming, columns = Naming(settings.rename), named_columns(settings)
     for table in source:
-        name = str(table)
-        there = target.tables.get(name)
-        if name in target.taken:
-            message = f"is filled on the target by group {target.taken[name]}"
+        name, name_there = str(table), naming.target_name(table)
+        there = target.tables.get(name_there)
+        also = "" if name_there == name else f", as {name_there},"
+        if name_there in target.taken:
+            message = f"is filled on the target{also} by group {target.taken[name_there]}"
             found.append(refused(name, "target-taken", message, TAKEN_HINT))
         elif there is None:
             if not create:
@@ -244,20 +249,19 @@ def judge_target(
                     refused(
                         name,
                         "not-on-target",
-                        "is not on the target",
+                        f"is not on the target{also.rstrip(',')}",
                         'create it there, or set seed.schema = "create" for an empty target',
                     )
                 )
-        elif name in target.ours:
-            found += _judge_columns(table, there)
-        elif create:
-            found.append(refused(name, "already-on-target", "is on the target already", "drop it there"))
-        elif name in target.filled:
-            found.append(
-                refused(name, "target-not-empty", "already has rows on the target", "empty it; rows are kept")
-            )
+        elif create and name_there not in target.ours:
+            message = f"is on the target{also} already"
+            found.append(refused(name, "already-on-target", message, "drop it there"))
+        elif name_there in target.filled:
+            message = f"already has rows on the target{also.rstrip(',')}"
+            found.append(refused(name, "target-not-empty", message, "empty it; rows are kept"))
         else:
-            found += _judge_columns(table, there)
+            chosen = columns.get((table.schema, table.name))
+            found += _judge_columns(table, there, naming, chosen)
     return found
 
 
@@ -276,11 +280,13 @@ def _judge_virtual(source: list[Table]) -> list[Finding]:
     ]
 
 
-def _judge_columns(source: Table, target: Table) -> list[Finding]:
+def _judge_columns(source: Table, target: Table, naming: Naming, chosen: list[str] | None) -> list[Finding]:
+    """`chosen`: the columns that are carried, where not all are."""
     name = str(source)
+    carried = [each for each in source.copied_columns if chosen is None or each.name in chosen]
     there = {column.name: column for column in target.columns}
     found = []
-    for column in source.copied_columns:
+    for column in carried:
         other = there.get(column.name)
         if other is None:
             found.append(
@@ -290,7 +296,7 @@ def _judge_columns(source: Table, target: Table) -> list[Finding]:
             found.append(
                 refused(name, "column-generated", f"column {column.name} is generated on the target only")
             )
-        elif other.type != column.type:
+        elif other.type != named_text(column.type, naming):
             found.append(
                 refused(
                     name,
@@ -300,7 +306,9 @@ def _judge_columns(source: Table, target: Table) -> list[Finding]:
                 )
             )
     for column in target.columns:
-        if column.name not in {mine.name for mine in source.columns} and column.not_null:
+        if column.not_null and column.name not in {
+            mine.name for mine in (source.columns if chosen is None else carried)
+        }:
             found.append(
                 warning(name, "column-extra", f"the target's column {column.name} is filled by its default")
             )

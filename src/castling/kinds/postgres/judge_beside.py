@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from castling.config import GroupSettings
 from castling.kinds.base import Finding, Severity
+from castling.kinds.postgres.catalog import table_name
 from castling.kinds.postgres.definitions import Thing, differences, finding, judge_extensions
 from castling.kinds.postgres.facts import SourceFacts, TargetFacts, refused, warning
 from castling.kinds.postgres.sequence_watch import SourceSequence
@@ -67,12 +68,17 @@ def judge_target_sequences(
         warning(
             str(one),
             "sequence-not-on-target",
-            "is not on the target: it can't be carried",
+            f"is not on the target{_as(one)}: it can't be carried",
             "create it there as on the source, or exclude it",
         )
         for one in sequences
-        if str(one) not in target.sequences
+        if table_name(*one.there) not in target.sequences
     ]
+
+
+def _as(one: SourceSequence) -> str:
+    there = table_name(*one.there)
+    return "" if there == str(one) else f" as {there}"
 
 
 def judge_needed(source: SourceFacts, target: TargetFacts, settings: GroupSettings) -> list[Finding]:

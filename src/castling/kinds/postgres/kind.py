@@ -16,6 +16,7 @@ from castling.kinds.postgres.foreign_watch import ForeignWatch
 from castling.kinds.postgres.forget import forget_stream
 from castling.kinds.postgres.lanes_target import LanesTarget
 from castling.kinds.postgres.left_behind import copy_left_behind
+from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.parts import move_parts
 from castling.kinds.postgres.schema_compare import compare_schema
 from castling.kinds.postgres.seed_source import PostgresSeedSource
@@ -52,14 +53,22 @@ class PostgresKind:
 
     def seed_target(self, stream: Stream) -> PostgresSeedTarget:
         return PostgresSeedTarget(
-            stream.group, _target(stream), postgres_bin=stream.config.nodes[stream.backup].postgres_bin
+            stream.group,
+            _target(stream),
+            postgres_bin=stream.config.nodes[stream.backup].postgres_bin,
+            naming=Naming(stream.settings.rename),
         )
 
     def decoder(self, stream: Stream) -> PostgresDecoder:
-        return PostgresDecoder(piece_bytes=max(1 << 20, stream.settings.apply_memory // 4))
+        naming = Naming(stream.settings.rename)
+        return PostgresDecoder(
+            piece_bytes=max(1 << 20, stream.settings.apply_memory // 4),
+            named=naming.target if naming else None,
+            filtered=bool(stream.settings.rows),
+        )
 
     def target(self, stream: Stream) -> Target:
-        definitions = DefinitionWatch(stream.group, stream.settings, _target(stream))
+        definitions = DefinitionWatch(stream.group, stream.settings, _target(stream), is_target=True)
         main = PostgresTarget(
             stream.group,
             _target(stream),
@@ -69,6 +78,7 @@ class PostgresKind:
                 stream.group, _target(stream), watching=stream.settings.foreign_writes == "watch"
             ),
             on_error=stream.settings.on_error,
+            naming=Naming(stream.settings.rename).digest,
         )
         lanes = stream.settings.lanes
         return main if lanes == 1 else LanesTarget(main, stream.group, _target(stream), lanes)

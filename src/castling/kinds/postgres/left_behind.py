@@ -16,6 +16,7 @@ from castling.errors import SourceUnreachable, TargetUnreachable
 from castling.kinds.base import Copied, Stream
 from castling.kinds.postgres.catalog import Table, is_left_behind, read_tables
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.statements import quoted
 
 __all__ = ["copy_left_behind"]
@@ -53,7 +54,10 @@ async def copy_left_behind(stream: Stream) -> list[Copied]:
             there = {str(table): table for table in await read_tables(target)}
             tables = [each for each in await read_tables(source) if is_left_behind(each, stream.settings)]
             tables.sort(key=lambda table: (table.kind == "m", str(table)))
-            return [await _one(source, target, table, there.get(str(table))) for table in tables]
+            naming = Naming(stream.settings.rename)
+            return [
+                await _one(source, target, table, there.get(naming.target_name(table))) for table in tables
+            ]
         finally:
             await target.close()
     finally:
@@ -69,9 +73,9 @@ async def _one(
         return Copied(str(table), None, "is something else on the target")
     try:
         if table.kind == "m":
-            await target.execute(f"REFRESH MATERIALIZED VIEW {table.sql}".encode())
+            await target.execute(f"REFRESH MATERIALIZED VIEW {other.sql}".encode())
             return Copied(str(table), None, "")
-        return Copied(str(table), await _rows(source, target, table), "")
+        return Copied(str(table), await _rows(source, target, table, other), "")
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
         if source.closed or target.closed:
             away = SourceUnreachable if source.closed else TargetUnreachable
@@ -81,14 +85,16 @@ async def _one(
         return Copied(str(table), None, error.diag.message_primary or str(error))
 
 
-async def _rows(source: AsyncConnection[Any], target: AsyncConnection[Any], table: Table) -> int:
+async def _rows(
+    source: AsyncConnection[Any], target: AsyncConnection[Any], table: Table, other: Table
+) -> int:
     columns = table.copied_columns
     listed = ", ".join(quoted(column.name) for column in columns)
     form = "binary" if all(column.is_portable for column in columns) else "text"
     read = f"COPY (SELECT {listed} FROM ONLY {table.sql}) TO STDOUT (FORMAT {form})"
-    write = f"COPY {table.sql} ({listed}) FROM STDIN (FORMAT {form})"
+    write = f"COPY {other.sql} ({listed}) FROM STDIN (FORMAT {form})"
     async with target.transaction(), source.cursor() as reading, target.cursor() as writing:
-        await writing.execute(f"TRUNCATE ONLY {table.sql}".encode())
+        await writing.execute(f"TRUNCATE ONLY {other.sql}".encode())
         async with reading.copy(read.encode()) as rows, writing.copy(write.encode()) as copy:
             async for data in rows:
                 await copy.write(data)

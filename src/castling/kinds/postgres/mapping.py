@@ -39,7 +39,9 @@ _COLUMNS = """
                  JOIN pg_catalog.pg_operator o ON o.oid = m.amopopr
                  JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace
                 WHERE base.above = 0 AND (p.opcmethod, m.amopstrategy) IN ((403, 3), (405, 1))
-                ORDER BY p.opcmethod LIMIT 1) END
+                ORDER BY p.opcmethod LIMIT 1) END,
+           EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
+                      AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
       FROM pg_catalog.pg_attribute a
       JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -57,7 +59,8 @@ _VARCHAR = (1043, 1015)  # spaces at the end are cut
 
 class Found(NamedTuple):
     """A column of the target's table. `type` as PostgreSQL writes it; `generated`: computed from others;
-    `equals`: the operator of its type's index (btree, else hash), where that may not be in pg_catalog."""
+    `equals`: the operator of its type's index (btree, else hash), where that may not be in pg_catalog.
+    `primary`: part of the primary key."""
 
     name: str
     type: str
@@ -66,6 +69,7 @@ class Found(NamedTuple):
     generated: bool
     type_modifier: int = -1
     equals: str | None = None
+    primary: bool = False
 
 
 class Mapping:
@@ -96,6 +100,7 @@ class Mapping:
                 generated=bool(row[4]),
                 type_modifier=int(str(row[5])),
                 equals=None if row[7] is None else str(row[7]),
+                primary=bool(row[8]),
             )
             for row in rows
         ]
@@ -115,7 +120,10 @@ def matched(relation: Relation, found: Sequence[Found], *, is_partitioned: bool 
         )
     by_name = {column.name: column for column in found}
     columns = tuple(_fitting(relation, column, by_name.get(column.name)) for column in relation.columns)
-    return TargetTable(relation.schema, relation.name, columns, is_partitioned)
+    names = [column.name for column in relation.columns]
+    primary = [column.name for column in found if column.primary]
+    key = tuple(names.index(name) for name in primary) if set(primary) <= set(names) else ()
+    return TargetTable(relation.schema, relation.name, columns, is_partitioned, key)
 
 
 def _fitting(relation: Relation, column: Column, found: Found | None) -> TargetColumn:

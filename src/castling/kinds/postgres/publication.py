@@ -4,10 +4,10 @@ The list is made when a stream begins and not touched while it lives: a table th
 later would arrive without the rows that it had before. Each stream has a publication of its
 own, named as its slot, whose comment says where the slot began.
 
-A table without a usable key is given REPLICA IDENTITY FULL in the same transaction that
-publishes it: otherwise its updates and deletes would fail on the source. A partitioned table is
-published partition by partition, as its changes are logged: published through its root, a
-TRUNCATE of one partition would not be sent.
+A table without a usable key, or whose filter reads more than its key, is given REPLICA IDENTITY FULL in the
+same transaction that publishes it: otherwise its updates and deletes would fail on the source. A partitioned
+table is published partition by partition, as its changes are logged: published through its root, a TRUNCATE
+of one partition would not be sent.
 """
 
 from __future__ import annotations
@@ -20,6 +20,19 @@ from psycopg import AsyncConnection
 from castling.config import GroupSettings
 from castling.errors import ContinuityLost, NotReplicable, SeedFailed
 from castling.kinds.postgres.catalog import Table, is_chosen, read_tables
+from castling.kinds.postgres.naming import CLASH, Naming, clashes
+from castling.kinds.postgres.narrowing import (
+    Narrowed,
+    identity_conflicts,
+    listed,
+    narrowing_digest,
+    narrowing_note,
+    narrowing_problems,
+    needing_identity,
+    noted_narrowing,
+    read_column_lists,
+    read_narrowed,
+)
 from castling.kinds.postgres.session import RESEED, Published, created_comment
 
 __all__ = [
@@ -28,6 +41,7 @@ __all__ = [
     "note_beginning",
     "partition_problems",
     "partitions_of",
+    "publish",
     "published",
     "read_published",
 ]
@@ -88,8 +102,8 @@ def identity_problems(tables: list[Table], everything: list[Table]) -> list[tupl
     return found
 
 
-def _needing_identity(tables: list[Table], everything: list[Table], settings: GroupSettings) -> list[Table]:
-    """The tables to give REPLICA IDENTITY FULL. NotReplicable where that would not last."""
+def _keyless(tables: list[Table], everything: list[Table], settings: GroupSettings) -> list[Table]:
+    """The tables to give REPLICA IDENTITY FULL for want of a key. NotReplicable where that would not last."""
     problems = partition_problems(tables, everything, settings) + identity_problems(tables, everything)
     for root, reason, hint in problems:
         raise NotReplicable(f"{root} {reason}", hint=hint)
@@ -104,18 +118,18 @@ async def ensure_publication(
     tables = published(everything, settings)
     if not tables:
         raise NotReplicable("the group's patterns choose no table", hint="look at include and exclude")
-    keyless = _needing_identity(tables, everything, settings)
-    listed = ", ".join(f"{'ONLY ' if table.kind == 'r' else ''}{table.sql}" for table in tables)
+    for table, first in clashes(tables, Naming(settings.rename)):
+        raise NotReplicable(f"{table} would have the same name on the target as {first}", hint=CLASH)
+    keyless = _keyless(tables, everything, settings)
+    _refuse(narrowing_problems(tables, settings, connection.info.server_version))
     try:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'".encode())
-            for table in keyless:
+            narrowed = await publish(connection, name, tables, settings)
+            needing = keyless + [table for table, _ in needing_identity(narrowed, tables)]
+            for table in needing:
                 await connection.execute(f"ALTER TABLE ONLY {table.sql} REPLICA IDENTITY FULL".encode())
-            await connection.execute(f"DROP PUBLICATION IF EXISTS {name}".encode())
-            await connection.execute(
-                f"CREATE PUBLICATION {name} FOR TABLE {listed}"
-                " WITH (publish_via_partition_root = false)".encode()
-            )
+            _refuse(identity_conflicts(needing, await read_column_lists(connection)))
     except psycopg.errors.LockNotAvailable as error:
         raise SeedFailed(
             "a table that is to be published is locked by another session",
@@ -124,16 +138,51 @@ async def ensure_publication(
     return tables
 
 
+async def publish(
+    connection: AsyncConnection[Any], name: str, tables: list[Table], settings: GroupSettings
+) -> list[Narrowed]:
+    """In the open transaction, whose search path it changes, make the publication anew; the tables of which
+    it publishes a part. Nobody sees it before the commit, so an identity that it needs may be set after it.
+    """
+    await connection.execute(b"SET LOCAL search_path = pg_catalog")
+    await connection.execute(f"DROP PUBLICATION IF EXISTS {name}".encode())
+    await connection.execute(
+        f"CREATE PUBLICATION {name} FOR TABLE {listed(tables, settings)}"
+        " WITH (publish_via_partition_root = false)".encode()
+    )
+    narrowed = await read_narrowed(connection, name)
+    note = narrowing_note(narrowing_digest(settings), narrowed)
+    await connection.execute(f"COMMENT ON PUBLICATION {name} IS 'castling{note}'".encode())
+    return narrowed
+
+
+def _refuse(problems: list[tuple[str, str, str]]) -> None:
+    for name, reason, hint in problems:
+        raise NotReplicable(f"{name} {reason}", hint=hint)
+
+
 async def note_beginning(connection: AsyncConnection[Any], name: str, lsn: int) -> None:
-    """Remember where the stream's slot begins, as the comment of its publication."""
-    await connection.execute(f"COMMENT ON PUBLICATION {name} IS '{created_comment(lsn)}'".encode())
-
-
-async def read_published(connection: AsyncConnection[Any], name: str, known: list[int]) -> Published:
-    """What the publication `name` holds now, and which of `known` still exist. ContinuityLost: it is gone."""
+    """Remember where the stream's slot begins, in the comment of its publication."""
     cursor = await connection.execute(
-        "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot, oid"
-        "  FROM pg_catalog.pg_publication WHERE pubname = %s",
+        "SELECT pg_catalog.obj_description(oid, 'pg_publication') FROM pg_catalog.pg_publication"
+        " WHERE pubname = %s",
+        (name,),
+    )
+    row = await cursor.fetchone()
+    said = "" if row is None else str(row[0] or "")
+    note = said[said.find("; ") :] if "; " in said else ""
+    await connection.execute(f"COMMENT ON PUBLICATION {name} IS '{created_comment(lsn, note)}'".encode())
+
+
+async def read_published(
+    connection: AsyncConnection[Any], name: str, known: list[int], narrowing: str = ""
+) -> Published:
+    """What the publication `name` holds now, and which of `known` still exist. ContinuityLost: it is gone, or
+    was made for other `rows` and `columns` than those of `narrowing` (see `narrowing_digest`)."""
+    cursor = await connection.execute(
+        "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot,"
+        " pg_catalog.obj_description(oid, 'pg_publication'), oid"
+        " FROM pg_catalog.pg_publication WHERE pubname = %s",
         (name,),
     )
     row = await cursor.fetchone()
@@ -141,17 +190,20 @@ async def read_published(connection: AsyncConnection[Any], name: str, known: lis
         raise ContinuityLost(
             f"the publication {name} is gone; changes since it was removed are lost", hint=RESEED
         )
-    whole, oid = bool(row[0]), row[1]
-    narrowed = (
-        "prqual IS NOT NULL OR prattrs IS NOT NULL" if connection.info.server_version >= 150000 else "false"
-    )
+    whole, (noted, marks), oid = bool(row[0]), noted_narrowing(row[1]), row[2]
+    if narrowing != noted:
+        raise ContinuityLost(
+            f"the publication {name} was made for other `rows` and `columns` than castling.toml says now",
+            hint=RESEED,
+        )
     cursor = await connection.execute(
-        f"SELECT prrelid::int8, {narrowed} FROM pg_catalog.pg_publication_rel WHERE prpubid = %s".encode(),
-        (oid,),
+        "SELECT prrelid::int8 FROM pg_catalog.pg_publication_rel WHERE prpubid = %s", (oid,)
     )
-    rows = await cursor.fetchall()
+    tables = [int(row[0]) for row in await cursor.fetchall()]
     cursor = await connection.execute(
         "SELECT oid::int8 FROM pg_catalog.pg_class WHERE oid = ANY(%s::oid[])", (known,)
     )
     existing = [int(row[0]) for row in await cursor.fetchall()]
-    return Published([int(row[0]) for row in rows], existing, whole and not any(row[1] for row in rows))
+    now = {one.oid: one.mark for one in await read_narrowed(connection, name)}
+    same = all(now.get(table) == marks.get(table) for table in tables)
+    return Published(tables, existing, whole and same)

@@ -10,12 +10,14 @@ __all__ = ["Anew", "PartRequest", "Refused", "decode_part", "decode_wanted", "en
 
 
 class Anew(msgspec.Struct, frozen=True, tag="anew"):
-    """The body is COPY data in text form: all rows of the table as of the source position `lsn`."""
+    """The body is COPY data in text form: all rows of the table as of the source position `lsn`. `naming`:
+    see `seed_plan.Begin`; a target that was filled by other rules knows another table by this name."""
 
     schema: str
     table: str
     columns: list[str]
     lsn: int
+    naming: str = ""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

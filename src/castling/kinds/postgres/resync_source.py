@@ -26,6 +26,8 @@ from castling.kinds.base import Bulk, BulkCall, PartProgress
 from castling.kinds.postgres.catalog import Table, read_tables
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.lsn import parse_lsn
+from castling.kinds.postgres.naming import Naming
+from castling.kinds.postgres.narrowing import Part, read_parts
 from castling.kinds.postgres.replication import ReplicationConnection
 from castling.kinds.postgres.resync_plan import Anew, PartRequest, Refused, decode_wanted, encode_part
 from castling.kinds.postgres.seed_plan import chunks
@@ -34,6 +36,7 @@ from castling.kinds.postgres.statements import quoted
 __all__ = ["copy_tables"]
 
 _BLOCK = 256 << 10
+_WHOLE = Part()
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 #: values in text form mean the same on both sides
 _SESSION = (
@@ -145,7 +148,10 @@ class _Copies:
         self._publication = publication
         self._settings = settings
         self._bulk = bulk
+        #: what is wanted, as the target calls it
         self._names = names
+        self._naming = Naming(settings.rename)
+        self._parts: dict[int, Part] = {}
         self._shown = shown
         #: the file of each table in the snapshot, by oid
         self._files: dict[int, int] = {}
@@ -172,7 +178,8 @@ class _Copies:
             raise passing
 
     async def _look(self) -> dict[tuple[str, str], Table]:
-        """The tables of the stream as their changes are logged: partitions instead of their roots."""
+        """By their names on the target the tables of the stream as their changes are logged: partitions
+        instead of their roots."""
         keeper = self._view.keeper
         cursor = await keeper.execute(b"SELECT oid, relfilenode FROM pg_catalog.pg_class")
         self._files = {int(oid): int(file) for oid, file in await cursor.fetchall()}
@@ -181,8 +188,9 @@ class _Copies:
             (self._publication,),
         )
         streamed = {(str(schema), str(name)) for schema, name in await cursor.fetchall()}
+        self._parts = await read_parts(keeper, self._publication)
         tables = {(table.schema, table.name): table for table in await read_tables(keeper)}
-        return {name: tables[name] for name in streamed & tables.keys()}
+        return {self._naming.target(*name): tables[name] for name in streamed & tables.keys()}
 
     async def _tell(self, request: PartRequest, body: AsyncIterator[bytes] | None = None) -> None:
         call, self._call = self._call or await self._bulk.open(), None
@@ -190,18 +198,20 @@ class _Copies:
         self._call = call  # one that has failed may be closed
 
     async def _copy(self, table: Table) -> None:
-        names = [column.name for column in table.copied_columns]
-        progress = PartProgress(f"{table.schema}.{table.name}", table.bytes, time.time_ns())
+        names = [column.name for column in self._parts.get(table.oid, _WHOLE).copied(table)]
+        schema, name = self._naming.target(table.schema, table.name)
+        progress = PartProgress(f"{schema}.{name}", table.bytes, time.time_ns())
         self._shown.append(progress)
         try:
             async with self._view.session() as reader:
                 rows = self._rows(reader, table, names, progress)
-                await self._tell(Anew(table.schema, table.name, names, self._view.lsn), rows)
+                request = Anew(schema, name, names, self._view.lsn, self._naming.digest)
+                await self._tell(request, rows)
         except psycopg.OperationalError:
             raise
         except psycopg.Error as error:
             reason = f"the source refused to be read: {error.diag.message_primary or error}"
-            await self._tell(Refused(table.schema, table.name, reason))
+            await self._tell(Refused(schema, name, reason))
         finally:
             self._shown.remove(progress)
 
@@ -209,8 +219,9 @@ class _Copies:
         self, reader: AsyncConnection[Any], table: Table, names: list[str], progress: PartProgress
     ) -> AsyncIterator[bytes]:
         listed = ", ".join(quoted(name) for name in names)
-        for condition in chunks(table, await self._pages(table), chunk_rows=self._settings.seed.chunk_rows):
-            statement = f"COPY (SELECT {listed} FROM ONLY {table.sql} {condition}) TO STDOUT"
+        part = self._parts.get(table.oid, _WHOLE)
+        for place in chunks(table, await self._pages(table), chunk_rows=self._settings.seed.chunk_rows):
+            statement = f"COPY (SELECT {listed} FROM ONLY {table.sql} {part.where(place)}) TO STDOUT"
             async with self._view.seen(reader):
                 async for block in _blocks(reader, statement):
                     progress.rows += block.count(b"\n")  # those within values are written otherwise

@@ -24,6 +24,7 @@ from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.holds import CREATE_POSITIONS
 from castling.kinds.postgres.lsn import lsn_text
+from castling.kinds.postgres.naming import OTHER_NAMING, OTHER_NAMING_HINT
 from castling.kinds.postgres.resync_plan import Anew, Refused, decode_part, encode_wanted
 from castling.kinds.postgres.statements import quoted
 
@@ -59,8 +60,9 @@ _REFUSED = """
 class TableCopies:
     """The tables of one stream on its target that are to be copied anew."""
 
-    def __init__(self, group: str, settings: DatabaseSettings) -> None:
+    def __init__(self, group: str, settings: DatabaseSettings, *, naming: str = "") -> None:
         self._group = group
+        self._naming = naming
         self._settings = settings
         #: by table: the position of a copy that was refused, before the stream had come there
         self._refused: dict[tuple[str, str], int] = {}
@@ -88,6 +90,8 @@ class TableCopies:
 
     async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes:
         request = decode_part(meta)
+        if isinstance(request, Anew) and request.naming != self._naming:
+            raise SeedFailed(OTHER_NAMING, hint=OTHER_NAMING_HINT)
         connection = await self._connect()
         applied = await progress.read(connection, self._group)
         try:

@@ -26,7 +26,9 @@ async def compare_schema(stream: Stream) -> list[Finding]:
     )
     here, _, version = await _read(stream, source, target.dbname, SourceUnreachable, SourceError)
     there, available, other = await _read(stream, target, target.dbname, TargetUnreachable, TargetError)
-    found = judge_extensions(differences(here, there, loose=version != other), available)
+    found = judge_extensions(
+        differences(here, there, loose=version != other or bool(stream.settings.rename)), available
+    )
     told = [finding(each, code=_code(each)) for each in found]
     if not told:
         message = f"{len(here)} definitions are the same on source and target"
@@ -52,7 +54,8 @@ async def _read(
     try:
         # one view of the catalogs for all questions
         await connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        things = [thing async for thing in read_schema(connection, stream.settings)]
+        is_target = database is stream.settings.databases[stream.backup]
+        things = [thing async for thing in read_schema(connection, stream.settings, is_target=is_target)]
         things += await read_outside(connection, target_database=target_database)
         available = await read_available_extensions(connection)
         await connection.execute(b"COMMIT")

@@ -15,6 +15,8 @@ from psycopg import AsyncConnection
 
 from castling.config import GroupSettings
 from castling.kinds.postgres.definitions import Thing, is_in_group
+from castling.kinds.postgres.naming import Naming
+from castling.kinds.postgres.naming_definitions import named_as_on_target, with_belongings
 
 __all__ = ["read_schema"]
 
@@ -229,26 +231,27 @@ SELECT 'default privileges', COALESCE(n.nspname, '*'), NULL,
   FROM pg_catalog.pg_default_acl d JOIN pg_catalog.pg_roles w ON w.oid = d.defaclrole
   LEFT JOIN pg_catalog.pg_namespace n ON n.oid = d.defaclnamespace
 UNION ALL
-SELECT 'comment', COALESCE(i.schema, i.name), CASE WHEN c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
-           THEN pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_array(i.schema, c.relname)) END,
+SELECT 'comment', u.nspname, CASE WHEN c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+           THEN pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_array(u.nspname, c.relname)) END,
        pg_catalog.format('%s %s', i.type, i.identity), d.description,
        CASE WHEN i.type IN ('table', 'view', 'materialized view', 'sequence', 'index', 'schema', 'function',
                             'type')
             THEN pg_catalog.format('COMMENT ON %s %s IS %L', i.type, i.identity, d.description) ELSE '' END
   FROM pg_catalog.pg_description d
  CROSS JOIN LATERAL pg_catalog.pg_identify_object(d.classoid, d.objoid, d.objsubid) i
+  JOIN ours u ON pg_catalog.quote_ident(u.nspname) = COALESCE(i.schema, i.name)
   LEFT JOIN pg_catalog.pg_class c ON d.classoid = 'pg_catalog.pg_class'::regclass AND c.oid = d.objoid
- WHERE d.objoid >= 16384 AND COALESCE(i.schema, i.name) IN (SELECT nspname FROM ours)
+ WHERE d.objoid >= 16384
    AND (d.classoid, d.objoid) NOT IN (SELECT classid, objid FROM of_extension)
 UNION ALL
-SELECT 'security label', i.schema, CASE WHEN c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
-           THEN pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_array(i.schema, c.relname)) END,
+SELECT 'security label', u.nspname, CASE WHEN c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+           THEN pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_array(u.nspname, c.relname)) END,
        pg_catalog.format('%s %s of %s', i.type, i.identity, l.provider), l.label,
        pg_catalog.format('SECURITY LABEL FOR %I ON %s %s IS %L', l.provider, i.type, i.identity, l.label)
   FROM pg_catalog.pg_seclabel l
  CROSS JOIN LATERAL pg_catalog.pg_identify_object(l.classoid, l.objoid, l.objsubid) i
+  JOIN ours u ON pg_catalog.quote_ident(u.nspname) = i.schema
   LEFT JOIN pg_catalog.pg_class c ON l.classoid = 'pg_catalog.pg_class'::regclass AND c.oid = l.objoid
- WHERE i.schema IN (SELECT nspname FROM ours)
 UNION ALL
 SELECT 'event trigger', '*', NULL, pg_catalog.quote_ident(e.evtname),
        pg_catalog.concat_ws(' ', e.evtevent, e.evttags::text, e.evtfoid::regprocedure::text, e.evtenabled), ''
@@ -259,15 +262,36 @@ SELECT 'event trigger', '*', NULL, pg_catalog.quote_ident(e.evtname),
 """
 
 
-async def read_schema(connection: AsyncConnection[Any], settings: GroupSettings) -> AsyncIterator[Thing]:
-    """Every definition of the group's schema, some at a time. Must be in a transaction, whose search path
-    it changes."""
+async def read_schema(
+    connection: AsyncConnection[Any], settings: GroupSettings, *, is_target: bool = False
+) -> AsyncIterator[Thing]:
+    """Every definition of the group's schema, some at a time, by its names on the target. Must be in a
+    transaction, whose search path it changes."""
     await connection.execute(b"SET LOCAL search_path = ''")
+    naming = Naming(settings.rename)
+    if not is_target:
+        naming = await with_belongings(connection, naming)
     for question in (_RELATIONS, _OTHERS):
         async with connection.cursor(name="castling_schema") as cursor:
             cursor.itersize = _AT_ONCE
             await cursor.execute(question.encode())
             async for kind, schema, chosen_by, name, text, make in cursor:
                 relations = [(one[0], one[1]) for one in chosen_by or ()]
-                if schema == "*" or is_in_group(schema, relations, settings):
-                    yield Thing(kind, name, text or "", make or "")
+                thing = Thing(kind, name, text or "", make or "")
+                if not is_target:
+                    if schema == "*" or is_in_group(schema, relations, settings):
+                        yield named_as_on_target(thing, naming)
+                elif schema == "*" or _is_in_group_there(schema, relations, settings, naming):
+                    yield thing
+
+
+def _is_in_group_there(
+    schema: str, relations: list[tuple[str, str]], settings: GroupSettings, naming: Naming
+) -> bool:
+    """`is_in_group`, asked of what the target calls so."""
+    if not naming:
+        return is_in_group(schema, relations, settings)
+    if relations:
+        here = [name for relation in relations for name in naming.sources(*relation)]
+        return bool(here) and is_in_group("", here, settings)
+    return any(is_in_group(each, [], settings) for each in naming.source_schemas(schema))

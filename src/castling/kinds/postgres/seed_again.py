@@ -11,6 +11,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
+from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.statements import quoted
 
 __all__ = ["drop_of_roots"]
@@ -41,21 +42,25 @@ SELECT 'FK CONSTRAINT', n.nspname, c.relname, k.conname
 """
 
 
-async def drop_of_roots(connection: AsyncConnection[Any], listed: bytes) -> None:
-    """`listed`: the archive's table of contents, as `pg_restore --list` writes it."""
+async def drop_of_roots(connection: AsyncConnection[Any], listed: bytes, naming: Naming) -> None:
+    """`listed`: the archive's table of contents, as `pg_restore --list` writes it, in the source's names."""
     contents = listed.decode(errors="replace")
     async with connection.transaction():
         for question in (_TO_ROOTS, _OF_ROOTS):
             cursor = await connection.execute(question.encode())
             for kind, schema, table, name in await cursor.fetchall():
                 if kind == "INDEX":
-                    entry, statement = (
-                        f" INDEX {schema} {name} ",
-                        f"DROP INDEX {quoted(schema)}.{quoted(name)}",
-                    )
+                    statement = f"DROP INDEX {quoted(schema)}.{quoted(name)}"
                 else:
-                    entry = f" {kind} {schema} {table} {name} "
                     owner = f"{quoted(schema)}.{quoted(table)}"
                     statement = f"ALTER TABLE {owner} DROP CONSTRAINT {quoted(name)}"
-                if entry in contents:
+                if any(
+                    (
+                        f" INDEX {here[0]} {name} "
+                        if kind == "INDEX"
+                        else f" {kind} {here[0]} {here[1]} {name} "
+                    )
+                    in contents
+                    for here in naming.sources(schema, table)
+                ):
                     await connection.execute(statement.encode())

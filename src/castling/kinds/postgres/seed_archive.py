@@ -1,7 +1,8 @@
 """The definitions of a first copy: an archive of the source's pg_dump, restored section by section.
 
 pg_restore writes for a server as new as itself. For an older target the statements are written out
-first, put into words that it knows (`seed_older`), and run by psql.
+first, put into words that it knows (`seed_older`), and run by psql; so they are where schemas or tables have
+other names on the target (`seed_renames`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from pathlib import Path
 
 from castling.config import DatabaseSettings
 from castling.errors import SeedFailed
+from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.seed_older import for_server, is_as_it_is
+from castling.kinds.postgres.seed_renames import renamed_script
 from castling.kinds.postgres.tools import find_tool, run_tool
 
 __all__ = ["SeedArchive"]
@@ -34,8 +37,10 @@ class SeedArchive:
         postgres_bin: str | None,
         versions: tuple[int, int],
         owners: bool,
+        naming: Naming,
     ) -> None:
         self._settings = settings
+        self._naming, self._owners = naming, owners
         self._postgres_bin = postgres_bin
         self._source, self._target = versions
         self._plain = [] if owners else ["--no-owner", "--no-privileges"]
@@ -75,13 +80,17 @@ class SeedArchive:
         """Make what the section defines, all of it or nothing."""
         program = self._program()
         chosen = [*await self._chosen(section), *self._plain, *options]
-        if is_as_it_is(self._target):
+        if is_as_it_is(self._target) and not self._naming:
             into = ["--single-transaction", "--dbname", self._settings.dbname]
             await run_tool(program, *chosen, *into, str(self._path), settings=self._settings)
             return
         script = self._path.with_name(f"{section}.sql")
         await run_tool(program, *chosen, f"--file={script}", str(self._path), settings=self._settings)
-        script.write_bytes(for_server(script.read_bytes(), self._target))
+        text = for_server(script.read_bytes(), self._target)
+        if self._naming:
+            begins = section == "pre-data"
+            text = renamed_script(text, self._naming, begins=begins, owners=self._owners)
+        script.write_bytes(text)
         psql = program.with_name("psql")
         once = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction"]
         await run_tool(psql, *once, f"--file={script}", settings=self._settings)

@@ -27,11 +27,13 @@ _ROW_BYTES = 100
 
 class Begin(msgspec.Struct, frozen=True, tag="begin"):
     """A first copy begins. `tables`: [schema, name] each; `create`: their definitions come first. `lock`:
-    key of an advisory lock that the source end holds on the source; where it is held, there is the source."""
+    key of an advisory lock that the source end holds on the source; where it is held, there is the source.
+    `naming`: digest of the rules by which the source's tables got the names that all requests use."""
 
     tables: list[tuple[str, str]]
     create: bool
     lock: int
+    naming: str = ""
 
 
 class Schema(msgspec.Struct, frozen=True, tag="schema"):

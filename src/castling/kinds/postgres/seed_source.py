@@ -24,6 +24,8 @@ from castling.kinds.postgres.catalog import Table, is_left_behind, read_tables
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.giving_up import drop_slot
 from castling.kinds.postgres.lsn import parse_lsn
+from castling.kinds.postgres.naming import Naming
+from castling.kinds.postgres.narrowing import Part, read_parts
 from castling.kinds.postgres.publication import ensure_publication, note_beginning, partitions_of
 from castling.kinds.postgres.replication import ReplicationConnection
 from castling.kinds.postgres.resync_source import copy_tables
@@ -43,6 +45,7 @@ __all__ = ["PostgresSeedSource"]
 
 #: COPY data handed to the link at once, bytes
 _BLOCK = 256 << 10
+_WHOLE = Part()
 
 
 class PostgresSeedSource:
@@ -63,6 +66,7 @@ class PostgresSeedSource:
         self._group = group
         self._settings = settings
         self._database = database
+        self._naming = Naming(settings.rename)
         self._slot = slot_name(group, backup)
         self._postgres_bin = postgres_bin
         self._holder: ReplicationConnection | None = None
@@ -71,6 +75,7 @@ class PostgresSeedSource:
         self._tables: list[Table] = []  # as published
         self._copied: list[Table] = []  # as copied: partitions instead of their roots
         self._everything: list[Table] = []  # as the snapshot has them
+        self._parts: dict[int, Part] = {}
         self._files: dict[int, int] = {}
         self._emptied: dict[int, tuple[Table, int]] = {}
         self._server_version = 0
@@ -133,10 +138,10 @@ class PostgresSeedSource:
             self._estimate()
             call = await bulk.open()
             create = self._settings.seed.schema == "create"
-            names = [(table.schema, table.name) for table in self._tables]
+            names = [self._naming.target(table.schema, table.name) for table in self._tables]
             lock = secrets.randbits(62)
             await main.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (lock,))
-            await call(encode_request(Begin(names, create, lock)), None)
+            await call(encode_request(Begin(names, create, lock, self._naming.digest)), None)
             await main.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (lock,))
             if create:
                 self.progress.phase = "schema"
@@ -144,7 +149,10 @@ class PostgresSeedSource:
             self.progress.phase = "data"
             await self._copy_all(bulk, main)
             self.progress.phase = "indexes"
-            emptied = [(table.schema, table.name, until) for table, until in self._emptied.values()]
+            emptied = [
+                (*self._naming.target(table.schema, table.name), until)
+                for table, until in self._emptied.values()
+            ]
             await call(encode_request(Finish(self._lsn, self._server_version, emptied)), None)
             self.progress.phase = "done"
             self.progress.eta_s = 0.0
@@ -169,6 +177,7 @@ class PostgresSeedSource:
             ([table.oid for table in self._copied],),
         )
         self._files = {int(oid): int(file) for oid, file in await cursor.fetchall()}
+        self._parts = await read_parts(main, self._slot)
         self._emptied = {}
 
     def _estimate(self) -> None:
@@ -284,13 +293,14 @@ class PostgresSeedSource:
     async def _copy_chunk(
         self, connection: AsyncConnection[Any], call: BulkCall, table: Table, number: int, condition: str
     ) -> None:
-        columns = table.copied_columns
+        part = self._parts.get(table.oid, _WHOLE)
+        columns = part.copied(table)
         binary = all(column.is_portable for column in columns)
         names = [column.name for column in columns]
-        request = Chunk(table.schema, table.name, names, number, binary)
+        request = Chunk(*self._naming.target(table.schema, table.name), names, number, binary)
         listed = ", ".join('"' + name.replace('"', '""') + '"' for name in names)
         statement = (
-            f"COPY (SELECT {listed} FROM ONLY {table.sql} {condition}) "
+            f"COPY (SELECT {listed} FROM ONLY {table.sql} {part.where(condition)}) "
             f"TO STDOUT (FORMAT {'binary' if binary else 'text'})"
         )
         async with self._view(connection):

@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
 from castling.errors import (
+    SeedFailed,
     StateError,
     TargetError,
     TargetForeign,
@@ -28,6 +29,7 @@ from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.holds import CREATE_POSITIONS
 from castling.kinds.postgres.lane_rows import CREATE_LANES
 from castling.kinds.postgres.lsn import lsn_text
+from castling.kinds.postgres.naming import OTHER_NAMING, OTHER_NAMING_HINT, Naming
 from castling.kinds.postgres.neighbours import MAKE_ALONE, TAKEN_HINT, begin_alone, read_taken
 from castling.kinds.postgres.resync_target import TableCopies
 from castling.kinds.postgres.seed_again import drop_of_roots
@@ -47,8 +49,10 @@ _STATE = (
         stream text PRIMARY KEY,
         tables text[] NOT NULL,
         created boolean NOT NULL,
-        finished_at timestamptz
+        finished_at timestamptz,
+        naming text NOT NULL DEFAULT ''
     );
+    ALTER TABLE castling.seed ADD COLUMN IF NOT EXISTS naming text NOT NULL DEFAULT '';
     CREATE TABLE IF NOT EXISTS castling.seed_chunk (
         stream text NOT NULL,
         relation text NOT NULL,
@@ -61,17 +65,26 @@ _STATE = (
 
 
 class PostgresSeedTarget:
-    """Implements `kinds.base.SeedTarget`."""
+    """Implements `kinds.base.SeedTarget`. All requests speak of tables by their names on the target, as the
+    source end's `naming` has them; it must be the same as this end's."""
 
-    def __init__(self, group: str, settings: DatabaseSettings, *, postgres_bin: str | None) -> None:
+    def __init__(
+        self,
+        group: str,
+        settings: DatabaseSettings,
+        *,
+        postgres_bin: str | None,
+        naming: Naming | None = None,
+    ) -> None:
         self._group = group
+        self._naming = naming or Naming({})
         self._settings = settings
         self._postgres_bin = postgres_bin
         self._begun: Begin | None = None
         self._archive: SeedArchive | None = None
         self._version = 0
         #: later copies of single tables
-        self._copies = TableCopies(group, settings)
+        self._copies = TableCopies(group, settings, naming=self._naming.digest)
         self.wanted = self._copies.wanted
         self.handle_part = self._copies.handle
 
@@ -117,6 +130,8 @@ class PostgresSeedTarget:
     async def _begin(self, request: Begin) -> bytes:
         """Make sure the tables are empty, or are ours to empty. The progress of a copy before is forgotten:
         what it stands for is thrown away."""
+        if request.naming != self._naming.digest:
+            raise SeedFailed(OTHER_NAMING, hint=OTHER_NAMING_HINT)
         connection = await self._connect(durable=True)
         try:
             self._version = connection.info.server_version
@@ -142,9 +157,15 @@ class PostgresSeedTarget:
             ours = set(known[0]) if known else set()
             await self._empty(connection, request, ours)
             await connection.execute(
-                "INSERT INTO castling.seed (stream, tables, created) VALUES (%(s)s, %(t)s, %(c)s) "
-                "ON CONFLICT (stream) DO UPDATE SET finished_at = NULL, tables = %(t)s",
-                {"s": self._group, "t": sorted(ours | set(tables)), "c": request.create},
+                "INSERT INTO castling.seed (stream, tables, created, naming)"
+                " VALUES (%(s)s, %(t)s, %(c)s, %(n)s)"
+                " ON CONFLICT (stream) DO UPDATE SET finished_at = NULL, tables = %(t)s, naming = %(n)s",
+                {
+                    "s": self._group,
+                    "t": sorted(ours | set(tables)),
+                    "c": request.create,
+                    "n": request.naming,
+                },
             )
             for table in (
                 "seed_chunk",
@@ -228,6 +249,7 @@ class PostgresSeedTarget:
             postgres_bin=self._postgres_bin,
             versions=(request.server_version, self._version),
             owners=request.owners,
+            naming=self._naming,
         )
         await self._archive.receive(body)
         if not await self._tables_exist():
@@ -290,7 +312,7 @@ class PostgresSeedTarget:
         try:
             if self._archive is not None:
                 # a copy that broke off here before has left the same indexes and constraints
-                await drop_of_roots(connection, await self._archive.contents("post-data"))
+                await drop_of_roots(connection, await self._archive.contents("post-data"), self._naming)
                 await self._archive.restore("post-data", "--clean", "--if-exists")
             for schema, name in self._begun.tables:
                 await connection.execute(f"ANALYZE {quoted(schema)}.{quoted(name)}".encode())

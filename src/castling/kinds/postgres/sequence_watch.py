@@ -19,6 +19,7 @@ from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import CastlingError
 from castling.kinds.postgres.catalog import are_chosen, table_name
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.sequences import (
     SEQUENCES_MAX,
     SEQUENCES_PREFIX,
@@ -52,7 +53,11 @@ SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, c.relfilenode::int8
           JOIN pg_catalog.pg_class t ON t.oid = o.oid
           JOIN pg_catalog.pg_namespace tn ON tn.oid = t.relnamespace
          WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
-           AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i')) AS owners
+           AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i')) AS owners,
+       (SELECT pg_catalog.min(t.relname) FROM pg_catalog.pg_depend d
+          JOIN pg_catalog.pg_class t ON t.oid = d.refobjid
+         WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
+           AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i')) AS owner
   FROM pg_catalog.pg_sequence s
   JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -73,7 +78,8 @@ SELECT relation FROM pg_catalog.pg_locks
 
 @dataclass(frozen=True, slots=True)
 class SourceSequence:
-    """One that the group carries. `last` None: nothing was taken from it yet, or it was not read."""
+    """One that the group carries; an owned one lives in its table's schema. `last` None: nothing was
+    taken from it yet, or it was not read."""
 
     oid: int
     schema: str
@@ -87,6 +93,8 @@ class SourceSequence:
     readable: bool
     last: int | None = None
     called: bool = True
+    #: schema and name on the target
+    there: tuple[str, str] = ("", "")
 
     def __str__(self) -> str:
         return table_name(self.schema, self.name)
@@ -97,8 +105,8 @@ class SourceSequence:
 
     def told(self, last: int, called: bool) -> Told:
         return Told(
-            schema=self.schema,
-            name=self.name,
+            schema=self.there[0],
+            name=self.there[1],
             last=last,
             called=called,
             increment=self.increment,
@@ -145,8 +153,11 @@ async def _listed(
 ) -> list[SourceSequence]:
     cursor = await connection.execute(f"WITH listed AS MATERIALIZED ({_LISTED}) {ask}".encode(), parameters)
     found = []
-    for *definition, owners, last, called in await cursor.fetchall():
-        fields: list[Any] = [*definition, last, called]
+    naming = Naming(settings.rename)
+    for *definition, owners, owner, last, called in await cursor.fetchall():
+        schema, name = definition[1], definition[2]
+        there = naming.sequence(schema, name, None if owner is None else (schema, owner))
+        fields: list[Any] = [*definition, last, called, there]
         one = SourceSequence(*fields)
         if are_chosen([table_name(*owner) for owner in owners or ()] or [str(one)], settings):
             found.append(one)

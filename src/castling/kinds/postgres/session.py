@@ -103,7 +103,8 @@ class Source(msgspec.Struct, frozen=True):
 
 class Published(msgspec.Struct, frozen=True):
     """What the publication holds now, by table identifier. `existing`: of those that were asked for,
-    the tables that are still there; `whole`: it publishes every operation, row and column."""
+    the tables that are still there; `whole`: it publishes every operation, and every row and column but what
+    the group was to leave out when it was made."""
 
     tables: list[int]
     existing: list[int]
@@ -123,14 +124,14 @@ def slot_name(group: str, backup: str) -> str:
     return f"{name[:54]}_{hashlib.sha256(f'{group}/{backup}'.encode()).hexdigest()[:8]}"
 
 
-def created_comment(lsn: int) -> str:
-    """The publication's comment: where the slot of its stream began."""
-    return f"castling: the stream begins at {lsn_text(lsn)}"
+def created_comment(lsn: int, narrowing: str = "") -> str:
+    """The publication's comment: where the slot of its stream began, and what is said of narrowed tables."""
+    return f"castling: the stream begins at {lsn_text(lsn)}{narrowing}"
 
 
 def created_lsn(comment: str | None) -> int | None:
     """The reverse of `created_comment`; None for anything else."""
-    found = re.fullmatch(r"castling: the stream begins at ([0-9A-F]+/[0-9A-F]+)", comment or "")
+    found = re.fullmatch(r"castling: the stream begins at ([0-9A-F]+/[0-9A-F]+)(; .*)?", comment or "")
     return parse_lsn(found.group(1)) if found else None
 
 
@@ -223,7 +224,8 @@ def check_published(found: Published, *, publication: str, session: Session) -> 
     """
     if not found.whole:
         raise ContinuityLost(
-            f"the publication {publication} was changed: it no longer publishes everything of its tables",
+            f"the publication {publication} was changed: it no longer publishes everything that it did of its"
+            " tables",
             hint=RESEED,
         )
     if not session.tables:

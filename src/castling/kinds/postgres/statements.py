@@ -57,12 +57,13 @@ class TargetColumn:
 
 @dataclass(frozen=True, slots=True)
 class TargetTable:
-    """The target's columns in the order of the source's description."""
+    """The target's columns in the order of the source's description. `key`: indexes of its primary key's."""
 
     schema: str
     name: str
     columns: tuple[TargetColumn, ...]
     is_partitioned: bool = False
+    key: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
@@ -194,7 +195,8 @@ def insert_row(table: TargetTable, shape: Shape) -> str:
 
 def _one_row(table: TargetTable, shape: Shape, keys: Sequence[int]) -> str:
     """A condition that holds for exactly the one row meant: by key, or, without one, for one of those
-    that equal the whole old row byte for byte (two equal rows are two rows)."""
+    that equal the whole old row byte for byte (two equal rows are two rows), found by the target's own key
+    where it has one: what is equal byte for byte is equal there too."""
     if keys:
         return " AND ".join(
             f"t.{quoted(table.columns[index].name)} {table.columns[index].equals}"
@@ -202,10 +204,15 @@ def _one_row(table: TargetTable, shape: Shape, keys: Sequence[int]) -> str:
             for index in keys
         )
     names = ", ".join(f"r.{quoted(table.columns[index].name)}" for index in shape.sent)
-    values = ", ".join(_value(table, shape.text, index) for index in shape.sent)
+    values = ", ".join(f"{_value(table, shape.text, index)} AS c{index}" for index in shape.sent)
+    told = ", ".join(f"o.c{index}" for index in shape.sent)
+    near = "".join(
+        f"r.{quoted(table.columns[index].name)} {table.columns[index].equals} o.c{index} AND "
+        for index in (table.key if set(table.key) <= set(shape.sent) else ())
+    )
     return (
-        f"(t.tableoid, t.ctid) = (SELECT r.tableoid, r.ctid FROM {table.only} r "
-        f"WHERE ROW({names})::record OPERATOR(pg_catalog.*=) ROW({values})::record LIMIT 1)"
+        f"(t.tableoid, t.ctid) = (SELECT r.tableoid, r.ctid FROM {table.only} r, (SELECT {values}) o "
+        f"WHERE {near}ROW({names})::record OPERATOR(pg_catalog.*=) ROW({told})::record LIMIT 1)"
     )
 
 

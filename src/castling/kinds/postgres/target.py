@@ -47,7 +47,8 @@ __all__ = ["PostgresTarget"]
 
 
 class PostgresTarget:
-    """Implements `kinds.base.Target`. `seeded`: it must hold a finished first copy."""
+    """Implements `kinds.base.Target`. `seeded`: it must hold a finished first copy, made with the `naming` of
+    this digest."""
 
     def __init__(
         self,
@@ -58,7 +59,9 @@ class PostgresTarget:
         definitions: DefinitionWatch | None = None,
         foreign: ForeignWatch | None = None,
         on_error: Literal["resync", "hold", "stop"] = "stop",
+        naming: str = "",
     ) -> None:
+        self._naming = naming
         self._seeded = seeded
         self._group = group
         self._on_error = on_error
@@ -96,6 +99,8 @@ class PostgresTarget:
             self._progress = await progress.read(connection, self._group)
             self._progress, ahead = await self.lanes.take_over(connection, self._progress)
             await self._positions.do_wanted_and_load(connection, self._progress, ahead)
+            if self._seeded and self._progress:
+                await self._is_named_so(connection)
         watches = [each for each in (self._definitions, self._foreign) if each is not None]
         if not self._looking:
             self._looking = [asyncio.create_task(each.run()) for each in watches]
@@ -107,6 +112,20 @@ class PostgresTarget:
                 f" `castling group start {self._group} --reseed` makes a new one",
             )
         return self._positions.start(self._progress)
+
+    async def _is_named_so(self, connection: AsyncConnection[Any]) -> None:
+        """Other rules would take the stream to other tables than the copy's."""
+        cursor = await connection.execute(
+            "SELECT COALESCE(pg_catalog.to_jsonb(s) ->> 'naming', '') FROM castling.seed s WHERE stream = %s",
+            (self._group,),
+        )
+        row = await cursor.fetchone()
+        if row is not None and row[0] != self._naming:
+            raise TargetForeign(
+                f"the copy of group {self._group} was made with other rules in `rename`",
+                hint="put the rules back as they were, or make a new copy:"
+                f" `castling group start {self._group} --reseed`",
+            )
 
     # --- transactions -------------------------------------------------------------------------
 

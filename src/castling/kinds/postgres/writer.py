@@ -357,6 +357,8 @@ class Writer:
         table = await self._mapping.table(change.relation)
         keys = change.relation.keys
         if isinstance(change, Insert):
+            if not change.new.whole:
+                raise _without_values(change)
             shape = shape_of(change.relation, change.new.fields, change.new.text)
             return insert_row(table, shape), _parameters(change.new, shape.sent)
         if isinstance(change, Delete):
@@ -394,6 +396,21 @@ class Writer:
                 key=_told_by(change),
                 rows=cursor.rowcount,
             )
+
+
+def _without_values(change: Insert) -> TargetDiverged:
+    missing = [
+        column.name
+        for column, value in zip(change.relation.columns, change.new.fields, strict=True)
+        if value is None
+    ]
+    return TargetDiverged(
+        f"a row came into {change.relation} by a change of its key ({_told_by(change)}), and the source"
+        f" does not send what it left as it was: {', '.join(missing)}",
+        hint="copy the table anew: `castling group resync`; REPLICA IDENTITY FULL on the source avoids it",
+        table=str(change.relation),
+        key=_told_by(change),
+    )
 
 
 _DIVERGED = (
