@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from castling.kinds.postgres.copying import copy_rows, in_order
+from castling.kinds.postgres.copying import array_of, copy_rows, in_order
 from castling.kinds.postgres.messages import NULL, Row, parse_row
 from castling.kinds.postgres.statements import (
     COPY_END,
@@ -12,7 +12,9 @@ from castling.kinds.postgres.statements import (
     Shape,
     TargetColumn,
     TargetTable,
+    delete_listed,
     delete_row,
+    is_listed,
     quoted,
     replace_row,
     resets_identity,
@@ -111,6 +113,19 @@ def test_a_row_is_the_same_cut_or_uncut() -> None:
     whole, _ = parse_row(b"\0\3b" + ONE + b"n" + b"t" + TWO, 0)
     assert whole.whole
     assert copy_rows([whole], (0, 1, 2), 3) == b"\0\3" + ONE + NULL + TWO
+
+
+def test_keys_are_listed_as_an_array_where_their_type_is_the_same_everywhere() -> None:
+    rows = [Row([ONE, NULL], 0), Row([TWO, NULL], 0)]
+    head = b"\0\0\0\1" + b"\0\0\0\0" + b"\0\0\0\x14" + b"\0\0\0\2" + b"\0\0\0\1"
+    assert array_of(rows, 0, 20) == head + ONE + TWO
+    assert is_listed(TABLE, Shape((0,), 0), (0,))
+    assert not is_listed(TABLE, Shape((0,), 1), (0,)), "text"
+    assert not is_listed(TABLE, Shape((2,), 0), (2,)), "a type of the user's"
+    assert not is_listed(TABLE, Shape((0, 1), 0), (0, 1))
+    assert delete_listed(TABLE, (0,)) == (
+        'DELETE FROM ONLY "my schema"."o""dd" t WHERE t."id" = ANY (%b::bigint[])'
+    )
 
 
 def test_rows_are_brought_into_the_order_of_their_keys() -> None:

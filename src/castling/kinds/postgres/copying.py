@@ -10,7 +10,7 @@ from typing import final
 
 from castling.kinds.postgres.messages import Row
 
-__all__ = ["Group", "copy_rows", "groups_of", "in_order", "keys_of"]
+__all__ = ["Group", "array_of", "copy_rows", "groups_of", "in_order", "keys_of"]
 
 
 @final
@@ -87,6 +87,21 @@ def copy_rows(rows: Sequence[Row], sent: tuple[int, ...], width: int) -> bytes:
             for index in sent:
                 parts.append(row.field(index))
     return b"".join(parts)  # type: ignore[arg-type]  # `sent` names only fields that are there
+
+
+def array_of(rows: Sequence[Row], index: int, type_oid: int) -> bytes:
+    """One column of the rows as a binary array: its elements have the form that fields have."""
+    sizes = (
+        1,
+        0,
+        type_oid,
+        len(rows),
+        1,
+    )  # dimensions, NULLs among them, elements' type, their number, first index
+    parts: list[bytes | None] = [size.to_bytes(4, "big") for size in sizes]
+    for row in rows:
+        parts.append(row.field(index))
+    return b"".join(parts)  # type: ignore[arg-type]  # a key is always there
 
 
 def in_order(rows: list[Row], keys: tuple[int, ...]) -> None:

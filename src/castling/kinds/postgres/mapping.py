@@ -15,12 +15,9 @@ from psycopg import AsyncConnection
 
 from castling.errors import TargetError
 from castling.kinds.postgres.messages import Column, Relation
-from castling.kinds.postgres.statements import TargetColumn, TargetTable
+from castling.kinds.postgres.statements import FIRST_USER_OID, TargetColumn, TargetTable
 
 __all__ = ["FIRST_USER_OID", "Found", "Mapping", "matched"]
-
-#: objects below this have the same identifier on every server
-FIRST_USER_OID = 16384
 
 _COLUMNS = """
     SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid::pg_catalog.int8,

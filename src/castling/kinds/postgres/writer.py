@@ -33,7 +33,7 @@ from castling.kinds.postgres.changes import (
     TruncateStep,
     Update,
 )
-from castling.kinds.postgres.copying import Group, copy_rows, groups_of, in_order, keys_of
+from castling.kinds.postgres.copying import Group, array_of, copy_rows, groups_of, in_order, keys_of
 from castling.kinds.postgres.mapping import Mapping
 from castling.kinds.postgres.messages import NULL, Relation, Row
 from castling.kinds.postgres.statements import (
@@ -44,9 +44,11 @@ from castling.kinds.postgres.statements import (
     copy_table,
     create_stage,
     delete_from_stage,
+    delete_listed,
     delete_row,
     insert_from_stage,
     insert_row,
+    is_listed,
     replace_row,
     resets_identity,
     shape_of,
@@ -238,8 +240,9 @@ class Writer:
             groups_of(step.updates, width),
             groups_of(step.inserts, width),
         )
-        staged = [*found.deletes, *found.updates, *(group for group in found.inserts if group.text)]
-        for group in staged:
+        deletes = (group for group in found.deletes if not is_listed(table, _shape(group), relation.keys))
+        inserts = (group for group in found.inserts if group.text)
+        for group in (*deletes, *found.updates, *inserts):
             await self._stage(table, _shape(group))
         return found
 
@@ -267,6 +270,9 @@ class Writer:
     async def _write_net(self, found: _Set) -> None:
         table, keys = found.table, found.step.relation.keys
         for group in found.deletes:
+            if is_listed(table, _shape(group), keys):
+                await self._delete_listed(table, group, keys)
+                continue
             stage = await self._fill(table, group, keys)
             await self._run_staged(stage, delete_from_stage(stage, table, _shape(group), keys), group)
         for group in found.updates:
@@ -297,6 +303,12 @@ class Writer:
                 count = max(1, count * _COPY_BYTES // len(data))
                 await copy.write(data)
             await copy.write(COPY_END)
+
+    async def _delete_listed(self, table: TargetTable, group: Group, keys: tuple[int, ...]) -> None:
+        listed = array_of(group.rows, keys[0], table.columns[keys[0]].type_oid)
+        cursor = await self._connection.execute(delete_listed(table, keys).encode(), (_Binary(listed),))
+        if cursor.rowcount != len(group.rows):
+            raise NotExact
 
     async def _run_staged(self, stage: str, statement: str, group: Group) -> None:
         cursor = await self._connection.execute(statement.encode())
