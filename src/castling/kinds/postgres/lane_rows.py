@@ -113,6 +113,9 @@ class LaneRows:
         self._passed = False
         #: lanes of this session are at work
         self.live = False
+        #: where all of them were when that was last committed, and where the open transaction takes them
+        self.even_at = 0
+        self._next = 0
 
     async def take_over(
         self, connection: AsyncConnection[Any], progress: int
@@ -136,6 +139,7 @@ class LaneRows:
 
     async def settle(self, connection: AsyncConnection[Any], offset: int) -> None:
         """Before a commit that takes all tables to `offset`, in the same transaction."""
+        self._next = offset
         if self.live:
             cursor = await connection.execute(
                 "UPDATE castling.lane_progress SET lsn = %s::pg_catalog.pg_lsn"
@@ -149,6 +153,7 @@ class LaneRows:
             self._passed = True
 
     def committed(self) -> None:
+        self.even_at = self._next
         if self._passed:
             self._furthest, self._passed = None, False
 

@@ -127,12 +127,12 @@ class LanesTarget:
         """A lane has failed. Raises its error, or that its tables are on hold."""
         tasks = [task for _, some in self._batches for task in some]
         await asyncio.wait(tasks)
+        errors = [error for error in (task.exception() for task in tasks) if error is not None]
         for lane, task in zip(self._lanes, self._last, strict=True):
             error = None if task is None else task.exception()
             if isinstance(error, TargetError):
                 await self._main.hold(error, lane.at, lane.offset)  # raises PartsMoved
-        for task in tasks:
-            task.result()
+        raise errors[0]
 
     async def settle(self) -> None:
         await self._make_room(0)

@@ -250,13 +250,14 @@ class PostgresTarget:
 
     async def align(self) -> None:
         """Note as the stream's progress, and as each lane's, what `reach` has said."""
-        if not self.lanes.live:
+        if not self.lanes.live or self.lanes.even_at == self._progress:
             return
         with explained():
             connection = self._connected()
             async with connection.transaction():
                 await progress.move(connection, self._group, self._progress)
                 await self.lanes.settle(connection, self._progress)
+            self.lanes.committed()
 
     async def begin_lanes(self, number: int) -> dict[Table, int]:
         """Give each table of the target its lane, now that all are as far. The lane of each."""
