@@ -285,6 +285,13 @@ class SeedFailed(TargetError):
     retryable = True
 
 
+class SeedLost(SeedFailed):
+    """The unfinished first copy can't be gone on with; it is begun anew."""
+
+    code = "seed-lost"
+    exit_code = 39
+
+
 # --- journal ----------------------------------------------------------------------------------
 
 

@@ -75,7 +75,7 @@ def test_a_slot_dropped_behind_our_back_stops_the_group_and_a_new_copy_heals_it(
         proven_equal(cluster, bank)
 
 
-def test_the_first_copy_begins_again_when_its_process_dies() -> None:
+def test_the_first_copy_goes_on_when_its_process_dies() -> None:
     with bank_cluster(start=False, link={"bandwidth": "200KB/s"}) as (cluster, bank):
         cluster.start_group_now()
         for _ in range(2):
@@ -84,6 +84,7 @@ def test_the_first_copy_begins_again_when_its_process_dies() -> None:
             )
             cluster.kill("source")
         proven_equal(cluster, bank)
+        assert cluster.report("receive")["stream"]["seeds"] == 1, "the copy was begun from its beginning"
 
 
 def test_a_dead_source_never_shows_zero() -> None:

@@ -517,6 +517,10 @@ def test_the_first_copy_has_a_bar() -> None:
     }
     told = details(tree(state="seeding", seed=seed))
     assert "50%" in told and "500 rows" in told and "table 1 of 3" in told and "12.0s left" in told
+    assert "attempt" not in told
+    again = seed | {"attempts": 3, "rows_kept": 400, "rows_renewed": 7}
+    told = details(tree(state="seeding", seed=again))
+    assert "attempt 3: 400 rows kept, 7 read once more" in told
 
 
 def test_what_is_carried_beside_rows_has_a_line() -> None:

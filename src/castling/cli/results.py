@@ -111,7 +111,8 @@ _STREAM = (
     ("beside", "what is carried beside the changes, by name (sequences, …): carried, as_of_s (age of what "
      "the target has), looked_ns, told_ns, applied_ns and more; null for what is not known"),
     ("seed", "the first copy: phase, rows, rows_total, bytes, bytes_total, started_ns, tables_done, "
-     "tables_total, eta_s; null before it"),
+     "tables_total, eta_s, attempts, rows_kept (of rows, what attempts before have brought), rows_renewed "
+     "(read once more, because they have changed since); null before it"),
     ("ends", "each end's own report, by source, receive, apply; of one that is gone or silent only what "
      "that does not change"),
     ("ends.*.state", _STATES),

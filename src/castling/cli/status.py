@@ -153,8 +153,17 @@ def _seed(stream: Json) -> list[str]:
     eta = "" if seed["eta_s"] is None else f", {seconds_text(seed['eta_s'])} left"
     return [
         f"seed to {stream['backup']}: {bar}{seed['phase']}, {seed['rows']} rows, "
-        f"{bytes_text(seed['bytes'])}, table {seed['tables_done']} of {seed['tables_total']}{eta}"
+        f"{bytes_text(seed['bytes'])}, table {seed['tables_done']} of {seed['tables_total']}{eta}",
+        *_attempts(seed),
     ]
+
+
+def _attempts(seed: Json) -> list[str]:
+    """Of a copy that broke off: what of it was kept."""
+    attempts = seed.get("attempts", 1)  # an agent of before does not count them
+    if attempts <= 1:
+        return []
+    return [f"  attempt {attempts}: {seed['rows_kept']} rows kept, {seed['rows_renewed']} read once more"]
 
 
 def _bar(done: int, total: int | None) -> str:

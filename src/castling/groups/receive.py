@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from castling.errors import LinkProtocol, StateError
+from castling.errors import LinkProtocol, SeedFailed, StateError
 from castling.groups.stream import BulkRequest, SeedState, StreamState, load_stream, save_stream
 from castling.host import Host, TlsContexts
 from castling.journal.journal import Journal
 from castling.journal.marks import Mark, Marks
 from castling.journal.reader import JournalReader
-from castling.journal.record import Tail
+from castling.journal.record import Record, Tail
 from castling.journal.retention import forecast_full_s
 from castling.kinds.base import SeedTarget, Stream
 from castling.link.receiver import Receiver
@@ -34,6 +34,10 @@ class ReceiveEnd:
     LOOK_S = 1.0
     #: seconds between two looks at how far apply is, to tell it with acknowledgements
     APPLIED_S = 0.1
+    #: how long a copy that goes on waits for a journal that does not grow, seconds
+    COME_S = 60.0
+    #: bytes of the journal read at once
+    READ_BYTES = 1 << 20
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class ReceiveEnd:
         self._reader = JournalReader(host, journal_folder)
         self._marks = Marks(host, journal_folder)
         self._apply_bell = host.bell(f"{folder}/apply.bell")
+        seed_target.records = self._records
         self._rate = Throughput()
         #: parts that are to be copied anew, as the apply end has told
         self._wanted = False
@@ -101,7 +106,8 @@ class ReceiveEnd:
     # --- what the receiver asks ---------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        state = {"seed": str(self.stream_state.seed), "seeds": self.stream_state.seeds}
+        stream = self.stream_state
+        state = {"seed": str(stream.seed), "seeds": stream.seeds, "seed_begun": stream.begun}
         return state | {"parts_wanted": True} if self._is_wanted() else state
 
     def _is_wanted(self) -> bool:
@@ -154,13 +160,15 @@ class ReceiveEnd:
         raise LinkProtocol(f"a bulk request asks for {request.op[:40]!r}, which is not known")
 
     def _begin_seed(self) -> None:
-        """Forget the journal. The state is saved first: a crash between the two leaves `seeding`,
-        which nobody applies, and the seed is begun again."""
-        self._save(StreamState(SeedState.SEEDING, self.stream_state.seeds + 1))
+        """Forget the journal. The state is saved first: a crash in between leaves `seeding` without
+        `begun`, which nobody applies or goes on with, and the seed is begun again."""
+        seeds = self.stream_state.seeds + 1
+        self._save(StreamState(SeedState.SEEDING, seeds))
         self.journal.reset()
         for name in ("applied", "released", "wanted"):
             self._marks.clear(name)
         self._applied_mark = None
+        self._save(StreamState(SeedState.SEEDING, seeds, begun=True))
         self._apply_bell.ring()
 
     def _finish_seed(self) -> None:
@@ -168,6 +176,36 @@ class ReceiveEnd:
             raise StateError("a first copy was finished though none was begun")
         self._save(StreamState(SeedState.SEEDED, self.stream_state.seeds))
         self._apply_bell.ring()
+
+    async def _records(self, since: int, until: int) -> AsyncIterator[Record]:
+        """For a copy that goes on: the stream's records from a keyframe at or before source position `since`
+        to position `until`. SeedFailed when the journal does not come so far."""
+        await self._come(until)
+        reader = JournalReader(self._host, f"{self._folder}/journal")
+        try:
+            position = reader.keyframe_at_or_before(since)
+            if position is None:
+                raise SeedFailed("the journal does not reach back to what was copied")
+            reader.seek(position)
+            while records := reader.read(self.READ_BYTES):
+                for record in records:
+                    yield record
+                    await self._host.sleep(0)  # receiving goes on
+                    if record.offset >= until:
+                        return
+        finally:
+            reader.close()
+
+    async def _come(self, until: int) -> None:
+        """Wait until source position `until` is hardened, as long as there is some progress."""
+        seen, moved_s = -1, 0.0
+        while (here := self.journal.hardened.offset) < until:
+            now_s = self._host.monotonic()
+            if here != seen:
+                seen, moved_s = here, now_s
+            elif now_s - moved_s > self.COME_S:
+                raise SeedFailed("the journal does not get what the copy has to be brought up with")
+            await self._host.sleep(0.1)
 
     def _save(self, state: StreamState) -> None:
         save_stream(self._host, self._folder, state)

@@ -2,12 +2,14 @@
 
     connect ─▶ is the far side seeded? ── yes ─▶ stream from where its journal ends
                        │ no
+                       ├─▶ begun? ─▶ stream from where its journal ends ∥ go on with the copy ─▶ finish
                        └─▶ begin (slot, snapshot) ─▶ copy ∥ stream ─▶ finish
 
 Records are streamed into the far journal while the first copy still runs, so that the
-source's own log does not pile up behind it. Whatever can heal (a cut link, a source that
-restarts) is tried again with growing waits; whatever can't (lost continuity, a stale
-epoch) ends the end loudly.
+source's own log does not pile up behind it. What breaks the copy does not break the stream, and a
+copy that broke off goes on; it begins anew only when its own beginning is gone.
+Whatever can heal (a cut link, a source that restarts) is tried again with growing waits; whatever
+can't (lost continuity, a stale epoch) ends the end loudly.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from castling.errors import CastlingError, LogGivenUp
+from castling.errors import CastlingError, ContinuityLost, LogGivenUp, SeedLost
 from castling.groups.backoff import Backoff
 from castling.groups.spool import Spool
 from castling.groups.spooling import SpoolFeed
@@ -146,6 +148,8 @@ class SourceEnd:
         self._connected = False
         #: whether the far side holds a finished copy, as far as it was told
         self._is_copied = False
+        #: the unfinished copy of the far side can't be gone on with
+        self._is_lost = False
         #: parts of the far side are to be copied anew
         self._wanted = asyncio.Event()
         self._copy_error: CastlingError | None = None
@@ -247,6 +251,8 @@ class SourceEnd:
                 )
             finally:
                 await self._bulk_client.close()
+        elif welcome.state.get("seed_begun") is True and not self._is_lost and self._given_up is None:
+            await self._go_on(welcome.tail, backoff)
         else:
             if self._given_up is not None:
                 await self._end_copy()
@@ -279,22 +285,64 @@ class SourceEnd:
             await self._sender.connect()
             call = await self._bulk_client.open()
             await call(BulkRequest("seed.begin").encode(), None)
+            self._is_lost = False
             await self._feed.open(Tail())
-            await run_together(
-                self._sender.stream(self._feed, on_ack=self._on_ack), self._copy(call, backoff)
-            )
+            await self._stream_and_copy(backoff, has_begun=True)
         finally:
             await self._bulk_client.close()
             await self._seed_source.close()
 
-    async def _copy(self, call: BulkCall, backoff: Backoff) -> None:
-        """Send the first copy, then stay: the stream beside it goes on."""
-        await self._seed_source.run(KindBulk(self._bulk_client, self._copy_pace))
-        await call(BulkRequest("seed.finish").encode(), None)
-        await self._bulk_client.close()
-        await self._seed_source.close()
+    async def _go_on(self, tail: Tail, backoff: Backoff) -> None:
+        """The first copy, from where it broke off. SeedLost when the stream does not lead there any more."""
+        self.state, self._is_copied = "seeding", False
+        try:
+            await self._feed.open(tail)
+            await self._stream_and_copy(backoff, has_begun=False)
+        except (ContinuityLost, SeedLost) as error:
+            if self._is_copied or isinstance(error, LogGivenUp):
+                raise
+            self._is_lost = True
+            self._log.warning("group.seed_lost", detail=str(error))
+            raise SeedLost(f"the first copy is begun anew: {error}") from error
+        finally:
+            await self._bulk_client.close()
+            await self._seed_source.close()
+
+    async def _stream_and_copy(self, backoff: Backoff, *, has_begun: bool) -> None:
+        await run_together(
+            self._sender.stream(self._feed, on_ack=self._on_ack), self._copy(backoff, has_begun=has_begun)
+        )
+
+    async def _copy(self, backoff: Backoff, *, has_begun: bool) -> None:
+        """Send the first copy, in as many attempts as it takes, then stay: the stream beside it goes on."""
+        pause = Backoff(self._host)
+        while not await self._attempt(has_begun=has_begun):
+            has_begun = False
+            await pause.wait()
         self._settle(backoff)
         await self._copy_parts_for_ever()
+
+    async def _attempt(self, *, has_begun: bool) -> bool:
+        """Whether the copy is complete. Raises what another attempt can't heal."""
+        try:
+            if not has_begun:
+                await self._seed_source.resume()
+            self.error = None
+            await self._seed_source.run(KindBulk(self._bulk_client, self._copy_pace))
+            call = await self._bulk_client.open()
+            await call(BulkRequest("seed.finish").encode(), None)
+        except SeedLost:
+            raise
+        except CastlingError as error:
+            if not error.retryable:
+                raise
+            self.error = error
+            self._log.warning("group.seed_broke_off", code=error.code, detail=str(error))
+            return False
+        finally:
+            await self._bulk_client.close()
+            await self._seed_source.close()
+        return True
 
     async def _copy_parts_for_ever(self) -> None:
         """Copy anew what the far side wants. Whatever becomes of it, the stream beside it goes on."""

@@ -2,7 +2,8 @@
 
 The state lives beside the remote journal in `stream.json` and changes only in this
 order: empty → seeding → seeded; a new seed goes back to seeding. The apply end works
-only while it is `seeded`.
+only while it is `seeded`. A copy that was begun and not finished is gone on with: the journal
+holds everything from its beginning on.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ class SeedState(enum.StrEnum):
 
 
 class StreamState(msgspec.Struct, frozen=True):
-    """`seeds`: how often a first copy was begun; it tells an apply end that a new one was."""
+    """`seeds`: how often a first copy was begun; it tells an apply end that a new one was. `begun`: the
+    journal is that of the copy being made, from its beginning on."""
 
     seed: SeedState = SeedState.EMPTY
     seeds: int = 0
+    begun: bool = False
 
 
 def load_stream(host: Host, folder: str) -> StreamState:

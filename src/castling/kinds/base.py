@@ -30,6 +30,7 @@ __all__ = [
     "PartAction",
     "PartProgress",
     "Piece",
+    "Records",
     "SeedProgress",
     "SeedSource",
     "SeedTarget",
@@ -216,7 +217,7 @@ class Bulk(Protocol):
 class SeedProgress:
     """How far the first copy is; totals are estimates until `done`."""
 
-    phase: str = "planning"  # planning | schema | data | indexes | done
+    phase: str = "planning"  # planning | schema | renewing | data | indexes | done
     rows: int = 0
     rows_total: int | None = None
     bytes: int = 0
@@ -225,6 +226,11 @@ class SeedProgress:
     tables_done: int = 0
     tables_total: int = 0
     eta_s: float | None = None
+    #: how often this copy was begun or gone on with; of `rows`, those that attempts before have brought; and
+    #: rows that were read once more, because they have changed since
+    attempts: int = 1
+    rows_kept: int = 0
+    rows_renewed: int = 0
 
 
 @dataclass(slots=True)
@@ -239,7 +245,7 @@ class PartProgress:
 
 
 class SeedSource(Protocol):
-    """Makes the first copy from one consistent view of the source."""
+    """Makes the first copy from a consistent view of the source, or from one after the other."""
 
     progress: SeedProgress
     #: the single parts that are copied anew right now
@@ -248,8 +254,13 @@ class SeedSource(Protocol):
     async def begin(self) -> None:
         """Create the stream's beginning (slot) and hold a view of the source at exactly that point."""
 
+    async def resume(self) -> None:
+        """Take up the copy that was begun and not completed: hold a view of the source as it is now.
+        Raises SeedLost when the stream's beginning is gone."""
+
     async def run(self, bulk: Bulk) -> None:
-        """Send everything. Raises SeedFailed; after a failure the whole seed is begun again."""
+        """Send what the target lacks. After any failure that may pass the copy goes on with `resume`; after
+        SeedLost, with `begin`."""
 
     async def copy_parts(self, wanted: bytes, bulk: Bulk) -> None:
         """Copy single parts anew, from a view of now, while the stream goes on. `wanted`: what the target
@@ -258,8 +269,16 @@ class SeedSource(Protocol):
     async def close(self) -> None: ...
 
 
+#: the stream's own records: from source position `since` (or before it) on, as far as position `until`,
+#: which is waited for
+Records = Callable[[int, int], AsyncIterator[Record]]
+
+
 class SeedTarget(Protocol):
     """Receives the first copy, and later copies of single parts."""
+
+    #: given by the end that keeps the journal; by it a copy that broke off is brought up to a later view
+    records: Records | None
 
     async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes: ...
     async def wanted(self) -> bytes:

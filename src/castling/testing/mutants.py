@@ -242,7 +242,7 @@ MUTANTS = (
         "a table truncated during the first copy comes right",
         (
             Edit(
-                "kinds/postgres/seed_source.py",
+                "kinds/postgres/seed_read.py",
                 "        if row[0] != self._files[table.oid]:\n",
                 "        if False:\n",
             ),

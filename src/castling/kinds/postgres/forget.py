@@ -14,6 +14,7 @@ from castling.kinds.base import Stream
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.foreign_notes import unwatch
 from castling.kinds.postgres.progress import origin_name
+from castling.kinds.postgres.seed_parts import PARTS_TABLES
 from castling.kinds.postgres.session import slot_name
 from castling.kinds.postgres.standby import release_commits
 
@@ -90,7 +91,8 @@ async def _forget_target(stream: Stream) -> None:
             "lane_progress",
             "lane_tables",
             "seed",
-            "seed_chunk",
+            "seed_attempt",
+            *PARTS_TABLES,
             "seed_emptied",
             "sequences",
             "table_positions",

@@ -57,6 +57,7 @@ class PostgresKind:
             _target(stream),
             postgres_bin=stream.config.nodes[stream.backup].postgres_bin,
             naming=Naming(stream.settings.rename),
+            decoder=lambda: self.decoder(stream),
         )
 
     def decoder(self, stream: Stream) -> PostgresDecoder:

@@ -17,7 +17,7 @@ from castling.errors import TargetError
 from castling.kinds.postgres.messages import Column, Relation
 from castling.kinds.postgres.statements import FIRST_USER_OID, TargetColumn, TargetTable
 
-__all__ = ["FIRST_USER_OID", "Found", "Mapping", "matched"]
+__all__ = ["FIRST_USER_OID", "Found", "Mapping", "find_columns", "matched"]
 
 _COLUMNS = """
     SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid::pg_catalog.int8,
@@ -67,6 +67,7 @@ class Found(NamedTuple):
     type_modifier: int = -1
     equals: str | None = None
     primary: bool = False
+    in_partitioned: bool = False
 
 
 class Mapping:
@@ -86,22 +87,29 @@ class Mapping:
         return table
 
     async def _look_up(self, relation: Relation) -> TargetTable:
-        cursor = await self._connection.execute(_COLUMNS, (relation.schema, relation.name))
-        rows = await cursor.fetchall()
-        found = [
-            Found(
-                name=str(row[0]),
-                type=str(row[1]),
-                type_oid=int(str(row[2])),
-                always_identity=bool(row[3]),
-                generated=bool(row[4]),
-                type_modifier=int(str(row[5])),
-                equals=None if row[7] is None else str(row[7]),
-                primary=bool(row[8]),
-            )
-            for row in rows
-        ]
-        return matched(relation, found, is_partitioned=any(row[6] for row in rows))
+        found = await find_columns(self._connection, relation.schema, relation.name)
+        return matched(relation, found, is_partitioned=any(column.in_partitioned for column in found))
+
+
+async def find_columns(
+    connection: AsyncConnection[tuple[object, ...]], schema: str, name: str
+) -> list[Found]:
+    """The columns of a table; none when there is no such table."""
+    cursor = await connection.execute(_COLUMNS, (schema, name))
+    return [
+        Found(
+            name=str(row[0]),
+            type=str(row[1]),
+            type_oid=int(str(row[2])),
+            always_identity=bool(row[3]),
+            generated=bool(row[4]),
+            type_modifier=int(str(row[5])),
+            equals=None if row[7] is None else str(row[7]),
+            in_partitioned=bool(row[6]),
+            primary=bool(row[8]),
+        )
+        for row in await cursor.fetchall()
+    ]
 
 
 def matched(relation: Relation, found: Sequence[Found], *, is_partitioned: bool = False) -> TargetTable:

@@ -33,7 +33,7 @@ from castling.kinds.postgres.narrowing import (
     read_column_lists,
     read_narrowed,
 )
-from castling.kinds.postgres.session import RESEED, Published, created_comment
+from castling.kinds.postgres.session import RESEED, Published, created_comment, created_lsn
 
 __all__ = [
     "ensure_publication",
@@ -43,6 +43,7 @@ __all__ = [
     "partitions_of",
     "publish",
     "published",
+    "read_beginning",
     "read_published",
 ]
 
@@ -172,6 +173,20 @@ async def note_beginning(connection: AsyncConnection[Any], name: str, lsn: int) 
     said = "" if row is None else str(row[0] or "")
     note = said[said.find("; ") :] if "; " in said else ""
     await connection.execute(f"COMMENT ON PUBLICATION {name} IS '{created_comment(lsn, note)}'".encode())
+
+
+async def read_beginning(connection: AsyncConnection[Any], name: str) -> tuple[int, set[int]] | None:
+    """Where the stream begins and which tables it has, by oid; None when its slot or publication is gone."""
+    cursor = await connection.execute(
+        "SELECT pg_catalog.obj_description(p.oid, 'pg_publication'),"
+        " ARRAY(SELECT r.prrelid::int8 FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid)"
+        " FROM pg_catalog.pg_publication p"
+        " JOIN pg_catalog.pg_replication_slots s ON s.slot_name = p.pubname WHERE p.pubname = %s",
+        (name,),
+    )
+    row = await cursor.fetchone()
+    begun = created_lsn(row[0]) if row is not None else None
+    return None if row is None or begun is None else (begun, set(row[1]))
 
 
 async def read_published(

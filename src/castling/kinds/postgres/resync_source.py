@@ -1,8 +1,7 @@
 """Copies single tables anew while capture and apply run.
 
-A slot that lives for a moment gives a snapshot of exactly one position of the stream. The snapshot is
-handed on to a plain session and the slot let go at once: unread, it would keep the source's log for as long
-as the copy lasts. Each chunk is a short transaction of that snapshot, so that no lock outlives it.
+They are read from a view of exactly one position of the stream (`source_view`). Each chunk is a short
+transaction of that snapshot, so that no lock outlives it.
 
 A table that was rewritten on the source meanwhile (TRUNCATE does not wait for snapshots) is given up and
 copied from a later snapshot the next time: there is nothing that would have to be told about it.
@@ -10,11 +9,8 @@ copied from a later snapshot the next time: there is nothing that would have to 
 
 from __future__ import annotations
 
-import contextlib
-import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -24,32 +20,16 @@ from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import CastlingError, SeedFailed, SourceError, SourceUnreachable, StateError, TargetError
 from castling.kinds.base import Bulk, BulkCall, PartProgress
 from castling.kinds.postgres.catalog import Table, read_tables
-from castling.kinds.postgres.connect import connect
-from castling.kinds.postgres.lsn import parse_lsn
 from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.narrowing import Part, read_parts
-from castling.kinds.postgres.replication import ReplicationConnection
 from castling.kinds.postgres.resync_plan import Anew, PartRequest, Refused, decode_wanted, encode_part
 from castling.kinds.postgres.seed_plan import chunks
+from castling.kinds.postgres.source_view import View, open_view, read_blocks
 from castling.kinds.postgres.statements import quoted
 
 __all__ = ["copy_tables"]
 
-_BLOCK = 256 << 10
 _WHOLE = Part()
-_BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-#: values in text form mean the same on both sides
-_SESSION = (
-    "SET search_path = pg_catalog",
-    "SET DateStyle = ISO",
-    "SET IntervalStyle = postgres",
-    "SET TimeZone = 'UTC'",
-    "SET extra_float_digits = 1",
-    "SET lc_monetary = 'C'",
-    "SET statement_timeout = 0",
-    "SET idle_in_transaction_session_timeout = 0",
-    "SET row_security = off",
-)
 _UNKNOWN = "the stream has no such table on the source (of a partitioned one, name its partitions)"
 
 
@@ -69,7 +49,7 @@ async def copy_tables(
         return
     application = f"castling resync {publication}"
     try:
-        async with _view(application, database) as view:
+        async with open_view(application, database) as view:
             await _Copies(view, publication, settings, bulk, names, shown).run()
     except psycopg.OperationalError as error:
         raise SourceUnreachable(f"the source broke off while tables were copied anew: {error}") from error
@@ -79,65 +59,12 @@ async def copy_tables(
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    """A snapshot of the source and the position it stands at. `keeper` keeps it alive, and sees it."""
-
-    application: str
-    database: DatabaseSettings
-    lsn: int
-    snapshot: str
-    keeper: AsyncConnection[Any]
-
-    @contextlib.asynccontextmanager
-    async def session(self) -> AsyncIterator[AsyncConnection[Any]]:
-        async with contextlib.AsyncExitStack() as stack:
-            yield await _session(self.application, self.database, stack)
-
-    @contextlib.asynccontextmanager
-    async def seen(self, reader: AsyncConnection[Any]) -> AsyncIterator[None]:
-        """A short transaction that sees exactly the snapshot. One that failed in it is of no more use."""
-        await reader.execute(f"{_BEGIN}; SET TRANSACTION SNAPSHOT '{self.snapshot}'".encode())
-        yield
-        await reader.execute(b"COMMIT")
-
-
-@contextlib.asynccontextmanager
-async def _view(application: str, database: DatabaseSettings) -> AsyncIterator[_View]:
-    async with contextlib.AsyncExitStack() as stack:
-        keeper = await _session(application, database, stack)
-        maker = ReplicationConnection(database, application_name=application)
-        try:
-            await maker.open()
-            slot = f"castling_view_{secrets.token_hex(8)}"
-            rows = await maker.query(
-                f"CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT"
-            )
-            await keeper.execute(f"{_BEGIN}; SET TRANSACTION SNAPSHOT '{rows[0][2]}'".encode())
-        finally:
-            maker.close()
-        cursor = await keeper.execute(b"SELECT pg_catalog.pg_export_snapshot()")
-        row = await cursor.fetchone()
-        assert row is not None
-        yield _View(application, database, parse_lsn(str(rows[0][1])), str(row[0]), keeper)
-
-
-async def _session(
-    application: str, database: DatabaseSettings, stack: contextlib.AsyncExitStack
-) -> AsyncConnection[Any]:
-    connection = await connect(database, application_name=application, autocommit=True)
-    stack.push_async_callback(connection.close)
-    for statement in _SESSION:
-        await connection.execute(statement.encode())
-    return connection
-
-
 class _Copies:
     """The tables that one view is copied for."""
 
     def __init__(
         self,
-        view: _View,
+        view: View,
         publication: str,
         settings: GroupSettings,
         bulk: Bulk,
@@ -223,7 +150,7 @@ class _Copies:
         for place in chunks(table, await self._pages(table), chunk_rows=self._settings.seed.chunk_rows):
             statement = f"COPY (SELECT {listed} FROM ONLY {table.sql} {part.where(place)}) TO STDOUT"
             async with self._view.seen(reader):
-                async for block in _blocks(reader, statement):
+                async for block in read_blocks(reader, statement):
                     progress.rows += block.count(b"\n")  # those within values are written otherwise
                     progress.bytes += len(block)
                     yield block
@@ -246,15 +173,3 @@ class _Copies:
         row = await cursor.fetchone()
         if row is None or row[0] != self._files.get(table.oid):
             raise SeedFailed(f"{table} was rewritten while it was copied anew; it is tried again")
-
-
-async def _blocks(reader: AsyncConnection[Any], statement: str) -> AsyncIterator[bytes]:
-    async with reader.cursor() as cursor, cursor.copy(statement.encode()) as copy:
-        block = bytearray()
-        async for data in copy:
-            block += data
-            if len(block) >= _BLOCK:
-                yield bytes(block)
-                block.clear()
-        if block:
-            yield bytes(block)

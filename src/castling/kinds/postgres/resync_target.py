@@ -28,7 +28,7 @@ from castling.kinds.postgres.naming import OTHER_NAMING, OTHER_NAMING_HINT
 from castling.kinds.postgres.resync_plan import Anew, Refused, decode_part, encode_wanted
 from castling.kinds.postgres.statements import quoted
 
-__all__ = ["TableCopies"]
+__all__ = ["TableCopies", "only"]
 
 _SESSION = (
     "SET session_replication_role = replica",
@@ -148,7 +148,7 @@ class TableCopies:
                 raise StateError(f"no copy of {request.schema}.{request.table} is wanted now")
             # against others that write; those who read see the table as it was, until the commit
             await cursor.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE".encode())
-            await cursor.execute(f"DELETE FROM {await _only(cursor, table)}{table}".encode())
+            await cursor.execute(f"DELETE FROM {await only(connection, table)}{table}".encode())
             async with cursor.copy(f"COPY {table} ({columns}) FROM STDIN".encode()) as copy:
                 async for data in body:
                     await copy.write(data)
@@ -168,9 +168,9 @@ class TableCopies:
         return rows
 
 
-async def _only(cursor: psycopg.AsyncCursor[Any], table: str) -> str:
+async def only(connection: AsyncConnection[Any], table: str) -> str:
     """Children of a plain table are tables of their own; partitions are not."""
-    await cursor.execute(
+    cursor = await connection.execute(
         "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = %s::pg_catalog.regclass", (table,)
     )
     row = await cursor.fetchone()

@@ -28,13 +28,14 @@ _WATCHING = re.compile(r" (TRIGGER \S.* castling_watch|EVENT TRIGGER \S+ castlin
 
 class SeedArchive:
     """One archive in a folder of its own. `versions`: of the source's server and of the target's;
-    `owners`: with owners and grants."""
+    `owners`: with owners and grants; `application`: what the programs' sessions are called."""
 
     def __init__(
         self,
         settings: DatabaseSettings,
         *,
         postgres_bin: str | None,
+        application: str,
         versions: tuple[int, int],
         owners: bool,
         naming: Naming,
@@ -42,6 +43,7 @@ class SeedArchive:
         self._settings = settings
         self._naming, self._owners = naming, owners
         self._postgres_bin = postgres_bin
+        self._application = application
         self._source, self._target = versions
         self._plain = [] if owners else ["--no-owner", "--no-privileges"]
         self._folder = tempfile.TemporaryDirectory(prefix="castling-")
@@ -62,7 +64,12 @@ class SeedArchive:
     async def contents(self, section: str) -> bytes:
         """The table of contents of a section."""
         return await run_tool(
-            self._program(), f"--section={section}", "--list", str(self._path), settings=self._settings
+            self._program(),
+            f"--section={section}",
+            "--list",
+            str(self._path),
+            settings=self._settings,
+            application=self._application,
         )
 
     async def _chosen(self, section: str) -> list[str]:
@@ -82,10 +89,24 @@ class SeedArchive:
         chosen = [*await self._chosen(section), *self._plain, *options]
         if is_as_it_is(self._target) and not self._naming:
             into = ["--single-transaction", "--dbname", self._settings.dbname]
-            await run_tool(program, *chosen, *into, str(self._path), settings=self._settings)
+            await run_tool(
+                program,
+                *chosen,
+                *into,
+                str(self._path),
+                settings=self._settings,
+                application=self._application,
+            )
             return
         script = self._path.with_name(f"{section}.sql")
-        await run_tool(program, *chosen, f"--file={script}", str(self._path), settings=self._settings)
+        await run_tool(
+            program,
+            *chosen,
+            f"--file={script}",
+            str(self._path),
+            settings=self._settings,
+            application=self._application,
+        )
         text = for_server(script.read_bytes(), self._target)
         if self._naming:
             begins = section == "pre-data"
@@ -93,7 +114,9 @@ class SeedArchive:
         script.write_bytes(text)
         psql = program.with_name("psql")
         once = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction"]
-        await run_tool(psql, *once, f"--file={script}", settings=self._settings)
+        await run_tool(
+            psql, *once, f"--file={script}", settings=self._settings, application=self._application
+        )
 
     def close(self) -> None:
         self._folder.cleanup()

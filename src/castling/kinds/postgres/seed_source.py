@@ -1,8 +1,9 @@
-"""Sends the first copy: one consistent view of the source, read by several connections at once.
+"""Sends the first copy: consistent views of the source, read by several connections at once.
 
-Creating the slot exports a snapshot of exactly the point where its stream begins, so the copy
-and the stream fit together without overlap or gap. The connection that made it stays idle until
-every reader has taken the snapshot; the stream itself may already run on another.
+The first view is that of the stream's own slot: exactly the point where the stream begins, so that copy and
+stream fit together without overlap or gap; the stream itself may already run. A copy that breaks off goes on
+with a view of then: the target is told which tables that has, says which of their rows have changed since
+they were copied (`seed_renew`), gets those once more, and then what it still lacks.
 """
 
 from __future__ import annotations
@@ -18,34 +19,50 @@ import psycopg
 from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings, GroupSettings
-from castling.errors import CastlingError, SeedFailed, SourceError, SourceUnreachable
+from castling.errors import CastlingError, SeedFailed, SeedLost, SourceError, SourceUnreachable
 from castling.kinds.base import Bulk, BulkCall, PartProgress, SeedProgress
 from castling.kinds.postgres.catalog import Table, is_left_behind, read_tables
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.giving_up import drop_slot
-from castling.kinds.postgres.lsn import parse_lsn
 from castling.kinds.postgres.naming import Naming
-from castling.kinds.postgres.narrowing import Part, read_parts
-from castling.kinds.postgres.publication import ensure_publication, note_beginning, partitions_of
-from castling.kinds.postgres.replication import ReplicationConnection
+from castling.kinds.postgres.narrowing import Part as Narrowing
+from castling.kinds.postgres.narrowing import read_parts
+from castling.kinds.postgres.publication import (
+    ensure_publication,
+    note_beginning,
+    partitions_of,
+    read_beginning,
+)
 from castling.kinds.postgres.resync_source import copy_tables
 from castling.kinds.postgres.seed_plan import (
     Begin,
-    Chunk,
     Finish,
+    Have,
+    Part,
+    Range,
+    Renew,
+    Renewed,
+    Resume,
+    Resumed,
     Schema,
-    chunks,
+    There,
+    chosen_by,
+    cut,
+    decode,
+    encode,
     encode_request,
+    gaps,
     likely_rows,
 )
+from castling.kinds.postgres.seed_read import WHOLE, Reader
 from castling.kinds.postgres.session import slot_name
+from castling.kinds.postgres.source_view import View, open_view
 from castling.kinds.postgres.tools import find_tool, run_tool
 
 __all__ = ["PostgresSeedSource"]
 
-#: COPY data handed to the link at once, bytes
+#: bytes handed to the link at once
 _BLOCK = 256 << 10
-_WHOLE = Part()
 
 
 class PostgresSeedSource:
@@ -63,21 +80,23 @@ class PostgresSeedSource:
         *,
         postgres_bin: str | None,
     ) -> None:
+        self._application = f"castling seed {group}"
         self._group = group
         self._settings = settings
         self._database = database
         self._naming = Naming(settings.rename)
         self._slot = slot_name(group, backup)
         self._postgres_bin = postgres_bin
-        self._holder: ReplicationConnection | None = None
-        self._snapshot = ""
-        self._lsn = 0
+        self._stack = contextlib.AsyncExitStack()
+        self._view: View | None = None
+        #: where the stream begins, by which the copy is known
+        self._begun = 0
+        self._is_new = True
         self._tables: list[Table] = []  # as published
         self._copied: list[Table] = []  # as copied: partitions instead of their roots
         self._everything: list[Table] = []  # as the snapshot has them
-        self._parts: dict[int, Part] = {}
+        self._narrowed: dict[int, Narrowing] = {}
         self._files: dict[int, int] = {}
-        self._emptied: dict[int, tuple[Table, int]] = {}
         self._server_version = 0
         self.progress = SeedProgress()
         self.parts: list[PartProgress] = []
@@ -85,40 +104,45 @@ class PostgresSeedSource:
     # --- beginning ----------------------------------------------------------------------------
 
     async def begin(self) -> None:
+        async with self._setup() as setup:
+            # its journal is empty, so nothing that it held back is needed
+            await drop_slot(setup, self._slot, within_s=self.TAKEOVER_S)
+            self._tables = await ensure_publication(setup, self._slot, self._settings)
+            self._view = await self._stack.enter_async_context(
+                open_view(self._application, self._database, slot=self._slot)
+            )
+            self._begun, self._is_new = self._view.lsn, True
+            await note_beginning(setup, self._slot, self._begun)
+
+    async def resume(self) -> None:
+        async with self._setup() as setup:
+            found = await read_beginning(setup, self._slot)
+            if found is None:
+                raise SeedLost(f"the slot or the publication {self._slot} is gone from the source")
+            self._begun, published = found
+            tables = await read_tables(setup, measured=False)
+            self._tables = [table for table in tables if table.oid in published]
+            self._is_new = False
+            # made here, it waits for the transactions that are open now
+            self._view = await self._stack.enter_async_context(open_view(self._application, self._database))
+
+    @contextlib.asynccontextmanager
+    async def _setup(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """A connection for what comes before a view, and its errors as ours."""
         await self.close()
         self.progress = SeedProgress(started_ns=time.time_ns())
         setup = await connect(self._database, application_name=f"castling setup {self._group}")
         try:
             self._server_version = setup.info.server_version
-            # its journal is empty, so nothing that it held back is needed
-            await drop_slot(setup, self._slot, within_s=self.TAKEOVER_S)
-            self._tables = await ensure_publication(setup, self._slot, self._settings)
-            self._holder = await self._create_slot()
-            await note_beginning(setup, self._slot, self._lsn)
+            yield setup
         except psycopg.OperationalError as error:
             raise SourceUnreachable(f"the source broke off: {error}") from error
         except psycopg.Error as error:
             raise SourceError(
-                f"the source refused the stream's beginning: {error.diag.message_primary}"
+                f"the source refused the first copy's beginning: {error.diag.message_primary}"
             ) from error
         finally:
             await setup.close()
-
-    async def _create_slot(self) -> ReplicationConnection:
-        """The slot, and the connection that keeps its snapshot alive as long as it does nothing else."""
-        holder = ReplicationConnection(self._database, application_name=f"castling seed {self._group}")
-        try:
-            await holder.open()
-            # standbys that are set to keep it in step may then be promoted (see `promotion`)
-            kept = (
-                "(SNAPSHOT 'export', FAILOVER true)" if self._server_version >= 170000 else "EXPORT_SNAPSHOT"
-            )
-            rows = await holder.query(f"CREATE_REPLICATION_SLOT {self._slot} LOGICAL pgoutput {kept}")
-        except BaseException:
-            holder.close()
-            raise
-        self._lsn, self._snapshot = parse_lsn(str(rows[0][1])), str(rows[0][2])
-        return holder
 
     # --- running ------------------------------------------------------------------------------
 
@@ -131,33 +155,83 @@ class PostgresSeedSource:
             raise SeedFailed(f"the source refused the first copy: {error.diag.message_primary}") from error
 
     async def _run(self, bulk: Bulk) -> None:
-        main = await self._reader()
-        try:
-            async with self._view(main):
+        view = self._view
+        assert view is not None, "begin or resume first"
+        async with view.session() as main:
+            async with view.seen(main):
                 await self._look(main)
             self._estimate()
             call = await bulk.open()
-            create = self._settings.seed.schema == "create"
-            names = [self._naming.target(table.schema, table.name) for table in self._tables]
-            lock = secrets.randbits(62)
-            await main.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (lock,))
-            await call(encode_request(Begin(names, create, lock, self._naming.digest)), None)
-            await main.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (lock,))
-            if create:
-                self.progress.phase = "schema"
-                await call(encode_request(self._schema()), _whole(await self._dump()))
-            self.progress.phase = "data"
-            await self._copy_all(bulk, main)
-            self.progress.phase = "indexes"
-            emptied = [
-                (*self._naming.target(table.schema, table.name), until)
-                for table, until in self._emptied.values()
-            ]
-            await call(encode_request(Finish(self._lsn, self._server_version, emptied)), None)
+            state = await (self._tell_begin(call, main) if self._is_new else self._tell_resume(call))
+            if not state.finished:
+                await self._bring(bulk, call, main, view, state)
             self.progress.phase = "done"
             self.progress.eta_s = 0.0
-        finally:
-            await main.close()
+
+    async def _bring(
+        self, bulk: Bulk, call: BulkCall, main: AsyncConnection[Any], view: View, state: Resumed
+    ) -> None:
+        """Everything that the target lacks."""
+        if self._settings.seed.schema == "create" and not state.indexed:
+            self.progress.phase = "schema"
+            await call(encode_request(self._schema()), _whole(await self._dump(view)))
+        reader = Reader(view, self._files, self._narrowed, self._naming, self.progress)
+        if not self._is_new:
+            self.progress.phase = "renewing"
+        renewed = decode(await call(encode_request(Renew(view.lsn)), _whole(self._told_parts())), Renewed)
+        there = await self._there(call)
+        await self._patch_all(call, main, reader, renewed, there)
+        self.progress.phase = "data"
+        await self._copy_all(bulk, main, reader, there)
+        self.progress.phase = "indexes"
+        await call(encode_request(Finish(view.lsn, self._begun, self._server_version)), None)
+
+    async def _tell_begin(self, call: BulkCall, main: AsyncConnection[Any]) -> Resumed:
+        create = self._settings.seed.schema == "create"
+        lock = secrets.randbits(62)
+        naming, chosen = self._naming.digest, chosen_by(self._settings)
+        begin = Begin(self._names(), create, lock, naming, self._begun, chosen)
+        await main.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (lock,))
+        await call(encode_request(begin), None)
+        await main.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (lock,))
+        return Resumed(1, finished=False, indexed=False)
+
+    async def _tell_resume(self, call: BulkCall) -> Resumed:
+        create = self._settings.seed.schema == "create"
+        chosen = chosen_by(self._settings)
+        resume = Resume(self._names(), create, self._naming.digest, self._begun, chosen)
+        state = decode(await call(encode_request(resume), None), Resumed)
+        self.progress.attempts = state.attempt
+        return state
+
+    def _names(self) -> list[tuple[str, str]]:
+        """As all requests call the tables: by their names on the target."""
+        return [self._naming.target(table.schema, table.name) for table in self._tables]
+
+    def _told_parts(self) -> bytes:
+        return encode(
+            [
+                Part(
+                    *self._naming.target(table.schema, table.name),
+                    table.oid,
+                    self._files[table.oid],
+                    [column.name for column in self._narrowed.get(table.oid, WHOLE).copied(table)],
+                )
+                for table in self._copied
+            ]
+        )
+
+    async def _there(self, call: BulkCall) -> dict[tuple[str, str], There]:
+        """What the target has already, by table."""
+        found: dict[tuple[str, str], There] = {}
+        after = ("", "")
+        while page := decode(await call(encode_request(Have(after)), None), list[There]):
+            found.update({(each.schema, each.name): each for each in page})
+            after = (page[-1].schema, page[-1].name)
+        self.progress.rows_kept = sum(each.rows for each in found.values())
+        self.progress.rows += self.progress.rows_kept
+        self.progress.bytes += sum(each.bytes for each in found.values())
+        return found
 
     async def _look(self, main: AsyncConnection[Any]) -> None:
         """The tables as the snapshot has them, with the file that each has there (see `emptied`)."""
@@ -177,47 +251,14 @@ class PostgresSeedSource:
             ([table.oid for table in self._copied],),
         )
         self._files = {int(oid): int(file) for oid, file in await cursor.fetchall()}
-        self._parts = await read_parts(main, self._slot)
-        self._emptied = {}
+        self._narrowed = await read_parts(main, self._slot)
 
     def _estimate(self) -> None:
         self.progress.rows_total = sum(likely_rows(table) for table in self._copied)
         self.progress.bytes_total = sum(table.bytes for table in self._copied)
         self.progress.tables_total = len(self._copied)
 
-    async def _reader(self) -> AsyncConnection[Any]:
-        """A connection with the session's settings; `_view` lets it see the exported snapshot."""
-        connection = await connect(
-            self._database, application_name=f"castling seed {self._group}", autocommit=True
-        )
-        try:
-            for statement in (
-                "SET search_path = pg_catalog",
-                "SET DateStyle = ISO",
-                "SET IntervalStyle = postgres",
-                "SET TimeZone = 'UTC'",
-                "SET extra_float_digits = 1",
-                "SET statement_timeout = 0",
-                "SET lc_monetary = 'C'",
-                "SET idle_in_transaction_session_timeout = 0",
-                "SET row_security = off",
-            ):
-                await connection.execute(statement.encode())
-        except psycopg.Error:
-            await connection.close()
-            raise
-        return connection
-
-    @contextlib.asynccontextmanager
-    async def _view(self, connection: AsyncConnection[Any]) -> AsyncIterator[None]:
-        """A transaction that sees exactly the exported snapshot. Short: it keeps the locks it takes, and a
-        TRUNCATE that waits for them makes everybody behind it wait."""
-        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-        await connection.execute(f"{begin}; SET TRANSACTION SNAPSHOT '{self._snapshot}'".encode())
-        yield
-        await connection.execute(b"COMMIT")
-
-    async def _dump(self) -> bytes:
+    async def _dump(self, view: View) -> bytes:
         """The definitions of everything the group's tables need, as an archive."""
         program = find_tool("pg_dump", server_version=self._server_version, configured=self._postgres_bin)
         chosen = {table.oid for table in self._tables}
@@ -235,9 +276,10 @@ class PostgresSeedSource:
             "--no-publications",
             "--no-subscriptions",
             "--exclude-schema=castling",
-            f"--snapshot={self._snapshot}",
+            f"--snapshot={view.snapshot}",
             *left_out,
             settings=self._database,
+            application=self._application,
         )
 
     def _schema(self) -> Schema:
@@ -248,19 +290,38 @@ class PostgresSeedSource:
 
     # --- data ---------------------------------------------------------------------------------
 
-    async def _copy_all(self, bulk: Bulk, main: AsyncConnection[Any]) -> None:
-        waiting: asyncio.Queue[tuple[Table, int, str]] = asyncio.Queue()
+    async def _patch_all(
+        self,
+        call: BulkCall,
+        main: AsyncConnection[Any],
+        reader: Reader,
+        renewed: Renewed,
+        there: dict[tuple[str, str], There],
+    ) -> None:
+        """Read once more what has changed since it was copied."""
+        tables = {self._naming.target(table.schema, table.name): table for table in self._copied}
+        for schema, name, columns, count in renewed.keyed:
+            ranges = there[schema, name].ranges if (schema, name) in there else []
+            await reader.patch(main, call, tables[schema, name], columns, count, ranges)
+
+    async def _copy_all(
+        self, bulk: Bulk, main: AsyncConnection[Any], reader: Reader, there: dict[tuple[str, str], There]
+    ) -> None:
+        waiting: asyncio.Queue[tuple[Table, Range]] = asyncio.Queue()
         left: dict[int, int] = {}
         for table in sorted(self._copied, key=lambda table: -table.bytes):
-            pages = await self._pages(main, table)
-            parts = list(chunks(table, pages, chunk_rows=self._settings.seed.chunk_rows))
+            found = there.get(self._naming.target(table.schema, table.name))
+            missing = gaps(found.ranges if found else [])
+            pages = await self._pages(main, table) if missing else 0
+            parts = list(cut(missing, table, pages, chunk_rows=self._settings.seed.chunk_rows))
             left[table.oid] = len(parts)
-            for number, condition in enumerate(parts):
-                waiting.put_nowait((table, number, condition))
+            self.progress.tables_done += not parts
+            for part in parts:
+                waiting.put_nowait((table, part))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(min(self._settings.seed.jobs, max(waiting.qsize(), 1))):
-                    tasks.create_task(self._copy_some(bulk, waiting, left))
+                    tasks.create_task(self._copy_some(bulk, reader, waiting, left))
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
@@ -271,90 +332,32 @@ class PostgresSeedSource:
             (table.oid,),
         )
         row = await cursor.fetchone()
-        return int(row[0]) if row else 0
+        return int(row[0] or 0) if row else 0
 
     async def _copy_some(
-        self, bulk: Bulk, waiting: asyncio.Queue[tuple[Table, int, str]], left: dict[int, int]
+        self,
+        bulk: Bulk,
+        reader: Reader,
+        waiting: asyncio.Queue[tuple[Table, Range]],
+        left: dict[int, int],
     ) -> None:
-        connection = await self._reader()
-        try:
+        assert self._view is not None
+        async with self._view.session() as connection:
             call = await bulk.open()
-            while True:
-                try:
-                    table, number, condition = waiting.get_nowait()
-                except asyncio.QueueEmpty:
-                    return
-                await self._copy_chunk(connection, call, table, number, condition)
+            while not waiting.empty():
+                table, part = waiting.get_nowait()
+                if not await reader.copy(connection, call, table, part):
+                    call = await bulk.open()  # a call that is given up takes its connection with it
+                    await reader.tell_emptied(call, table)
                 left[table.oid] -= 1
                 self.progress.tables_done += left[table.oid] == 0
-        finally:
-            await connection.close()
-
-    async def _copy_chunk(
-        self, connection: AsyncConnection[Any], call: BulkCall, table: Table, number: int, condition: str
-    ) -> None:
-        part = self._parts.get(table.oid, _WHOLE)
-        columns = part.copied(table)
-        binary = all(column.is_portable for column in columns)
-        names = [column.name for column in columns]
-        request = Chunk(*self._naming.target(table.schema, table.name), names, number, binary)
-        listed = ", ".join('"' + name.replace('"', '""') + '"' for name in names)
-        statement = (
-            f"COPY (SELECT {listed} FROM ONLY {table.sql} {part.where(condition)}) "
-            f"TO STDOUT (FORMAT {'binary' if binary else 'text'})"
-        )
-        async with self._view(connection):
-            rows = await call(encode_request(request), self._body(connection, statement))
-            await self._note_if_emptied(connection, table)
-        self.progress.rows += int(rows)
-        self._forecast()
-
-    async def _note_if_emptied(self, connection: AsyncConnection[Any], table: Table) -> None:
-        """While the lock of the chunk is still held: is this still the file that the snapshot knew?"""
-        cursor = await connection.execute(
-            "SELECT pg_catalog.pg_relation_filenode(%s::pg_catalog.oid::pg_catalog.regclass),"
-            " (pg_catalog.pg_current_wal_insert_lsn() - '0/0')::int8",
-            (table.oid,),
-        )
-        row = await cursor.fetchone()
-        assert row is not None
-        if row[0] is None:
-            raise SeedFailed(f"{table} was dropped during the first copy")
-        if row[0] != self._files[table.oid]:
-            self._emptied[table.oid] = (table, int(row[1]))
-
-    async def _body(self, connection: AsyncConnection[Any], statement: str) -> AsyncIterator[bytes]:
-        async with connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
-            parts: list[bytes] = []
-            size = 0
-            async for data in copy:
-                parts.append(bytes(data))
-                size += len(parts[-1])
-                if size >= _BLOCK:
-                    self.progress.bytes += size
-                    yield b"".join(parts)
-                    parts, size = [], 0
-            if parts:
-                self.progress.bytes += size
-                yield b"".join(parts)
 
     async def copy_parts(self, wanted: bytes, bulk: Bulk) -> None:
         await copy_tables(self._slot, self._settings, self._database, wanted, bulk, self.parts)
 
-    def _forecast(self) -> None:
-        """Time left by the rows so far; estimates that are already passed say nothing."""
-        progress = self.progress
-        total, done = progress.rows_total or 0, progress.rows
-        if 0 < done < total:
-            elapsed = (time.time_ns() - progress.started_ns) / 1e9
-            progress.eta_s = round(elapsed * (total - done) / done, 1)
-        else:
-            progress.eta_s = None
-
     async def close(self) -> None:
-        if self._holder is not None:
-            self._holder.close()
-            self._holder = None
+        self._view = None
+        await self._stack.aclose()
 
 
 async def _whole(data: bytes) -> AsyncIterator[bytes]:

@@ -1,13 +1,14 @@
 """Takes the first copy: definitions, rows, then indexes and constraints, then the starting position.
 
 What it has begun it writes down in the target itself (`castling.seed`), so that a copy that
-broke off is told from rows that somebody else put there: only the former are ever emptied.
+broke off is told from rows that somebody else put there: only the former are ever emptied. How far it has
+come stands there too (`seed_parts`), so that it goes on where it broke off.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn
 
 import psycopg
 from psycopg import AsyncConnection
@@ -15,16 +16,18 @@ from psycopg import AsyncConnection
 from castling.config import DatabaseSettings
 from castling.errors import (
     SeedFailed,
-    StateError,
+    SeedLost,
     TargetError,
     TargetForeign,
     TargetNotEmpty,
     TargetTaken,
     TargetUnreachable,
 )
+from castling.kinds.base import Records
 from castling.kinds.postgres import progress
 from castling.kinds.postgres.catalog import table_name
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.holds import CREATE_POSITIONS
 from castling.kinds.postgres.lane_rows import CREATE_LANES
@@ -34,7 +37,26 @@ from castling.kinds.postgres.neighbours import MAKE_ALONE, TAKEN_HINT, begin_alo
 from castling.kinds.postgres.resync_target import TableCopies
 from castling.kinds.postgres.seed_again import drop_of_roots
 from castling.kinds.postgres.seed_archive import SeedArchive
-from castling.kinds.postgres.seed_plan import Begin, Chunk, Finish, Schema, decode_request
+from castling.kinds.postgres.seed_parts import CREATE_PARTS, SeedParts
+from castling.kinds.postgres.seed_plan import (
+    Begin,
+    Chunk,
+    Emptied,
+    Finish,
+    Have,
+    Keys,
+    Part,
+    Patch,
+    Renew,
+    Request,
+    Resume,
+    Resumed,
+    Schema,
+    decode,
+    decode_request,
+    encode,
+)
+from castling.kinds.postgres.seed_renew import Renewal
 from castling.kinds.postgres.sequence_target import CREATE_SEQUENCES
 from castling.kinds.postgres.statements import quoted
 
@@ -53,15 +75,18 @@ _STATE = (
         naming text NOT NULL DEFAULT ''
     );
     ALTER TABLE castling.seed ADD COLUMN IF NOT EXISTS naming text NOT NULL DEFAULT '';
-    CREATE TABLE IF NOT EXISTS castling.seed_chunk (
-        stream text NOT NULL,
-        relation text NOT NULL,
-        number int NOT NULL,
-        row_count bigint NOT NULL,
-        PRIMARY KEY (stream, relation, number)
-    );
 """
 )
+_TABLES = (
+    CREATE_EMPTIED
+    + CREATE_SEQUENCES
+    + progress.CREATE_PROGRESS
+    + CREATE_POSITIONS
+    + CREATE_LANES
+    + CREATE_PARTS
+)
+#: keys told at once: as many, and about as many bytes
+_KEYS, _KEYS_BYTES = 5000, 256 << 10
 
 
 class PostgresSeedTarget:
@@ -75,14 +100,19 @@ class PostgresSeedTarget:
         *,
         postgres_bin: str | None,
         naming: Naming | None = None,
+        decoder: Callable[[], PostgresDecoder] = PostgresDecoder,
     ) -> None:
         self._group = group
+        self._application = f"castling seed {group}"
         self._naming = naming or Naming({})
         self._settings = settings
         self._postgres_bin = postgres_bin
-        self._begun: Begin | None = None
+        self._begun: list[tuple[str, str]] = []
         self._archive: SeedArchive | None = None
         self._version = 0
+        self._parts = SeedParts(group)
+        self._decoder = decoder
+        self.records: Records | None = None
         #: later copies of single tables
         self._copies = TableCopies(group, settings, naming=self._naming.digest)
         self.wanted = self._copies.wanted
@@ -91,26 +121,39 @@ class PostgresSeedTarget:
     async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes:
         request = decode_request(meta)
         try:
-            if isinstance(request, Begin):
-                return await self._begin(request)
-            if isinstance(request, Schema):
-                return await self._definitions(request, body)
-            if isinstance(request, Chunk):
-                return await self._chunk(request, body)
-            return await self._finish(request)
+            return await self._answer(request, body)
         except psycopg.OperationalError as error:
             raise TargetUnreachable(f"the target broke off during the first copy: {error}") from error
         except psycopg.Error as error:
             raise TargetError(
                 f"the target refused the first copy: {error.diag.message_primary or error}",
-                hint="mend the cause on the target; the copy is then begun again",
+                hint="mend the cause on the target; the copy then goes on",
                 sqlstate=error.sqlstate,
             ) from error
+
+    async def _answer(self, request: Request, body: AsyncIterator[bytes]) -> bytes:
+        match request:
+            case Begin():
+                return await self._begin(request)
+            case Resume():
+                return await self._resume(request)
+            case Schema():
+                return await self._definitions(request, body)
+            case Renew():
+                return await self._renew(request, body)
+            case Have() | Keys():
+                return await self._tell(request)
+            case Chunk() | Patch():
+                return await self._rows(request, body)
+            case Emptied():
+                return await self._emptied(request)
+            case Finish():
+                return await self._finish(request)
 
     async def _connect(self, *, durable: bool = False) -> AsyncConnection[Any]:
         """`durable`: what is committed survives a crash; rows need not, before the copy is finished."""
         connection = await connect(
-            self._settings, application_name=f"castling seed {self._group}", error=TargetUnreachable
+            self._settings, application_name=self._application, error=TargetUnreachable
         )
         for statement in (
             "SET session_replication_role = replica",
@@ -119,7 +162,9 @@ class PostgresSeedTarget:
             "SET TimeZone = 'UTC'",
             "SET IntervalStyle = postgres",
             "SET lc_monetary = 'C'",
+            "SET extra_float_digits = 1",
             "SET statement_timeout = 0",
+            "SET idle_in_transaction_session_timeout = 0",
             f"SET synchronous_commit = {'on' if durable else 'off'}",
         ):
             await connection.execute(statement.encode())
@@ -137,17 +182,9 @@ class PostgresSeedTarget:
             self._version = connection.info.server_version
             await self._is_not_the_source(connection, request)
             await progress.end_sessions(connection, self._group)
+            await self._end_attempts(connection)
             await begin_alone(connection)  # nor do two make the schema at once, which PostgreSQL refuses
-            await connection.execute(
-                (
-                    _STATE
-                    + CREATE_EMPTIED
-                    + CREATE_SEQUENCES
-                    + progress.CREATE_PROGRESS
-                    + CREATE_POSITIONS
-                    + CREATE_LANES
-                ).encode()
-            )
+            await connection.execute((_STATE + _TABLES).encode())
             tables = [table_name(schema, name) for schema, name in request.tables]
             await self._are_free(connection, tables)
             cursor = await connection.execute(
@@ -168,7 +205,6 @@ class PostgresSeedTarget:
                 },
             )
             for table in (
-                "seed_chunk",
                 "seed_emptied",
                 "sequences",
                 "table_positions",
@@ -179,7 +215,8 @@ class PostgresSeedTarget:
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (self._group,)
                 )
-            self._begun = request
+            await self._parts.begin(connection, request.lsn, request.chosen)
+            self._begun = request.tables
             return b""
         finally:
             await connection.close()
@@ -232,14 +269,55 @@ class PostgresSeedTarget:
                 tables=filled,
             )
         if request.create and mine and missing:
-            raise TargetNotEmpty(
-                f"the target has some of the tables to create, but not {', '.join(missing[:10])}",
-                hint='make these there too, as on the source, and set seed.schema = "expect";'
-                " or drop the group's tables there, so that all are created anew",
-                tables=missing,
-            )
+            self._refuse_half(missing)
         if mine:
             await connection.execute(f"TRUNCATE {', '.join(mine)}".encode())
+
+    def _refuse_half(self, missing: list[str]) -> NoReturn:
+        raise TargetNotEmpty(
+            f"the target has some of the tables to create, but not {', '.join(missing[:10])}",
+            hint='make these there too, as on the source, and set seed.schema = "expect";'
+            " or drop the group's tables there, so that all are created anew",
+            tables=missing,
+        )
+
+    async def _end_attempts(self, connection: AsyncConnection[Any]) -> None:
+        """What attempts before still do here, PostgreSQL's own programs among them, is broken off."""
+        await connection.execute(
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
+            " WHERE application_name = %s AND datname = pg_catalog.current_database()"
+            " AND pid <> pg_catalog.pg_backend_pid()",
+            (self._application,),
+        )
+
+    async def _resume(self, request: Resume) -> bytes:
+        """Go on with what is there. SeedLost when it is not the copy that the source end speaks of."""
+        if request.naming != self._naming.digest:
+            raise SeedFailed(OTHER_NAMING, hint=OTHER_NAMING_HINT)
+        connection = await self._connect(durable=True)
+        try:
+            self._version = connection.info.server_version
+            await self._end_attempts(connection)
+            cursor = await connection.execute(
+                b"SELECT pg_catalog.to_regclass('castling.seed_attempt') IS NOT NULL"
+            )
+            row = await cursor.fetchone()
+            if row is None or not row[0]:
+                raise SeedLost("the target holds no unfinished copy")
+            cursor = await connection.execute(
+                "SELECT finished_at IS NOT NULL FROM castling.seed WHERE stream = %s AND created = %s",
+                (self._group, request.create),
+            )
+            row = await cursor.fetchone()
+            found = await self._parts.resume(connection, request.lsn, request.chosen)
+            if row is None or found is None:
+                raise SeedLost(
+                    "the target does not hold the copy that was begun, or other tables are chosen now"
+                )
+            self._begun = request.tables
+            return encode(Resumed(found[0], bool(row[0]), found[1]))
+        finally:
+            await connection.close()
 
     # --- definitions --------------------------------------------------------------------------
 
@@ -247,89 +325,145 @@ class PostgresSeedTarget:
         self._archive = SeedArchive(
             self._settings,
             postgres_bin=self._postgres_bin,
+            application=self._application,
             versions=(request.server_version, self._version),
             owners=request.owners,
             naming=self._naming,
         )
         await self._archive.receive(body)
-        if not await self._tables_exist():
+        missing = await self._missing()
+        if len(missing) == len(self._begun):
             await self._archive.restore("pre-data")
+        elif missing:
+            self._refuse_half(missing)
         return b""
 
-    async def _tables_exist(self) -> bool:
-        """The definitions are restored in one transaction: all the tables are there, or none."""
-        if self._begun is None:
-            raise StateError("definitions came though no first copy was begun")
+    async def _missing(self) -> list[str]:
+        """The tables that are not there. The definitions are restored in one transaction: that is all, or
+        none, unless a table was made or renamed on the source since."""
         connection = await self._connect()
         try:
             cursor = await connection.execute(
-                "SELECT pg_catalog.bool_and(pg_catalog.to_regclass(name) IS NOT NULL)"
-                " FROM pg_catalog.unnest(%s::text[]) name",
-                ([f"{quoted(schema)}.{quoted(name)}" for schema, name in self._begun.tables],),
+                "SELECT pg_catalog.to_regclass(name) IS NULL"
+                " FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY n(name, place) ORDER BY place",
+                ([f"{quoted(schema)}.{quoted(name)}" for schema, name in self._begun],),
             )
-            row = await cursor.fetchone()
-            return bool(row and row[0])
-        finally:
-            await connection.close()
-
-    async def _note(self, change: str) -> None:
-        connection = await self._connect(durable=True)
-        try:
-            await connection.execute(
-                f"UPDATE castling.seed SET {change} WHERE stream = %s".encode(), (self._group,)
-            )
+            answers = zip(self._begun, await cursor.fetchall(), strict=True)
+            return [table_name(*table) for table, (is_missing,) in answers if is_missing]
         finally:
             await connection.close()
 
     # --- rows ---------------------------------------------------------------------------------
 
-    async def _chunk(self, request: Chunk, body: AsyncIterator[bytes]) -> bytes:
+    async def _renew(self, request: Renew, body: AsyncIterator[bytes]) -> bytes:
+        """All that is there becomes what the view at `request.lsn` has of it, or is noted as wanted."""
+        wanted = decode(b"".join([data async for data in body]), list[Part])
+        connection = await self._connect(durable=True)
+        try:
+            begins = Renewal.begins(await self._parts.known(connection))
+            records = None
+            if begins is not None:
+                if self.records is None:
+                    raise SeedFailed("there is no journal at hand to bring the copy up with")
+                records = self.records(begins, request.lsn)
+            async with connection.transaction():
+                renewal = Renewal(connection, self._parts, request.lsn, decoder=self._decoder)
+                return encode(await renewal.run(wanted, records))
+        finally:
+            await connection.close()
+
+    async def _tell(self, request: Have | Keys) -> bytes:
+        connection = await self._connect()
+        try:
+            if isinstance(request, Have):
+                return encode(await self._parts.there(connection, request.after))
+            async with connection.transaction():
+                await self._parts.hold(connection)
+                table = (request.schema, request.table)
+                await self._parts.is_at(connection, *table, request.lsn, renewing=True)
+                return encode(await self._parts.keys(connection, *table, limit=_KEYS, size=_KEYS_BYTES))
+        finally:
+            await connection.close()
+
+    async def _rows(self, request: Chunk | Patch, body: AsyncIterator[bytes]) -> bytes:
         """One chunk is one transaction, with the note that it is there."""
         columns = ", ".join(quoted(name) for name in request.columns)
         sql = f"{quoted(request.schema)}.{quoted(request.table)}"
         form = "binary" if request.binary else "text"
+        table, size = (request.schema, request.table), 0
         connection = await self._connect()
         try:
             async with connection.transaction(), connection.cursor() as cursor:
+                await self._parts.hold(connection)
+                renewing = isinstance(request, Patch)
+                await self._parts.is_at(connection, *table, request.lsn, renewing=renewing)
                 async with cursor.copy(f"COPY {sql} ({columns}) FROM STDIN (FORMAT {form})".encode()) as copy:
                     async for data in body:
+                        size += len(data)
                         await copy.write(data)
                 rows = cursor.rowcount
-                await connection.execute(
-                    "INSERT INTO castling.seed_chunk VALUES (%s, %s, %s, %s)",
-                    (self._group, table_name(request.schema, request.table), request.number, rows),
-                )
+                if isinstance(request, Patch):
+                    await self._parts.patched(connection, *table, request.lsn, request.upto)
+                else:
+                    await self._parts.add(connection, request, rows, size)
             return str(rows).encode()
+        finally:
+            await connection.close()
+
+    async def _emptied(self, request: Emptied) -> bytes:
+        connection = await self._connect(durable=True)
+        try:
+            async with connection.transaction():
+                await self._parts.hold(connection)
+                await connection.execute(
+                    "INSERT INTO castling.seed_emptied VALUES (%s, %s, %s, %s::pg_catalog.pg_lsn)"
+                    " ON CONFLICT (stream, schema, name) DO UPDATE SET until = excluded.until",
+                    (self._group, request.schema, request.table, lsn_text(request.until)),
+                )
+                await self._parts.cover(connection, request)
+            return b""
         finally:
             await connection.close()
 
     # --- finishing ----------------------------------------------------------------------------
 
     async def _finish(self, request: Finish) -> bytes:
-        if self._begun is None:
-            raise StateError("a first copy was finished though none was begun")
         connection = await self._connect(durable=True)
         try:
+            await self._parts.is_whole(connection, request.lsn)
             if self._archive is not None:
-                # a copy that broke off here before has left the same indexes and constraints
+                # a copy that broke off here before may have left the same indexes and constraints
                 await drop_of_roots(connection, await self._archive.contents("post-data"), self._naming)
                 await self._archive.restore("post-data", "--clean", "--if-exists")
-            for schema, name in self._begun.tables:
+                await self._parts.note_indexed(connection)
+            for schema, name in self._begun:
                 await connection.execute(f"ANALYZE {quoted(schema)}.{quoted(name)}".encode())
-            for schema, name, until in request.emptied:
-                await connection.execute(
-                    "INSERT INTO castling.seed_emptied VALUES (%s, %s, %s, %s::pg_catalog.pg_lsn)"
-                    " ON CONFLICT (stream, schema, name) DO UPDATE SET until = excluded.until",
-                    (self._group, schema, name, lsn_text(until)),
-                )
             # only with the origin in hand: no session of before may commit its own progress after ours
             await progress.take_origin(connection, self._group)
-            await progress.write(connection, self._group, request.lsn, None)
-            await self._note("finished_at = pg_catalog.now()")
+            async with connection.transaction():
+                await self._parts.hold(connection)
+                await self._place(connection, request)
+                await connection.execute(
+                    "UPDATE castling.seed SET finished_at = pg_catalog.now() WHERE stream = %s",
+                    (self._group,),
+                )
         finally:
             await connection.close()
         await self.close()
         return b""
+
+    async def _place(self, connection: AsyncConnection[Any], request: Finish) -> None:
+        """The stream is applied from its beginning on, because of what beside rows it carries; tables that
+        are of a later view leave out what that has already (see `holds`)."""
+        if request.lsn > request.begun:
+            await connection.execute(
+                "INSERT INTO castling.table_positions (stream, schema, name, state, lsn)"
+                " SELECT stream, schema, name, 'ahead', lsn FROM castling.seed_part WHERE stream = %s"
+                " ON CONFLICT (stream, schema, name) DO UPDATE SET state = 'ahead', lsn = excluded.lsn",
+                (self._group,),
+            )
+        await progress.write(connection, self._group, request.begun, None)
+        await self._parts.forget(connection)
 
     async def close(self) -> None:
         if self._archive is not None:

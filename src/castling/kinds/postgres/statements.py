@@ -37,6 +37,7 @@ __all__ = [
     "replace_row",
     "resets_identity",
     "shape_of",
+    "staged",
     "truncate",
     "update_from_stage",
     "update_row",
@@ -125,7 +126,8 @@ def create_stage(stage: str, table: TargetTable, shape: Shape) -> str:
 _INPUT = {"regclass": "regclassin", '"char"': "charin"}
 
 
-def _staged(table: TargetTable, shape: Shape, index: int) -> str:
+def staged(table: TargetTable, shape: Shape, index: int) -> str:
+    """A staged value as one of the target's column."""
     if shape.text >> index & 1:
         type_ = table.columns[index].type
         if type_ in _INPUT:
@@ -136,7 +138,7 @@ def _staged(table: TargetTable, shape: Shape, index: int) -> str:
 
 def _same_key(table: TargetTable, shape: Shape, keys: Sequence[int]) -> str:
     return " AND ".join(
-        f"t.{quoted(table.columns[index].name)} {table.columns[index].equals} {_staged(table, shape, index)}"
+        f"t.{quoted(table.columns[index].name)} {table.columns[index].equals} {staged(table, shape, index)}"
         for index in keys
     )
 
@@ -174,13 +176,13 @@ def update_from_stage(stage: str, table: TargetTable, shape: Shape, keys: Sequen
     if not indexes:
         return f"SELECT FROM {table.only} t JOIN {stage} s ON {same}"
     sets = ", ".join(
-        f"{quoted(table.columns[index].name)} = {_staged(table, shape, index)}" for index in indexes
+        f"{quoted(table.columns[index].name)} = {staged(table, shape, index)}" for index in indexes
     )
     return f"UPDATE {table.only} t SET {sets} FROM {stage} s WHERE {same}"
 
 
 def insert_from_stage(stage: str, table: TargetTable, shape: Shape) -> str:
-    values = ", ".join(_staged(table, shape, index) for index in shape.sent)
+    values = ", ".join(staged(table, shape, index) for index in shape.sent)
     return (
         f"INSERT INTO {table.sql} ({_names(table, shape.sent)}) OVERRIDING SYSTEM VALUE "
         f"SELECT {values} FROM {stage} s"

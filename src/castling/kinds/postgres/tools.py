@@ -68,7 +68,7 @@ def _escaped(text: str) -> str:
 
 
 @contextlib.contextmanager
-def environment(settings: DatabaseSettings) -> Iterator[dict[str, str]]:
+def environment(settings: DatabaseSettings, application: str = "castling seed") -> Iterator[dict[str, str]]:
     """Environment variables by which libpq's programs reach the database."""
     place = where(settings)
     found = {
@@ -82,7 +82,7 @@ def environment(settings: DatabaseSettings) -> Iterator[dict[str, str]]:
         "PGUSER": settings.user,
         "PGSSLMODE": settings.sslmode,
         "PGCONNECT_TIMEOUT": "10",
-        "PGAPPNAME": "castling seed",
+        "PGAPPNAME": application,
         "PGOPTIONS": f"-c {OWN_SESSION}=on",
     }
     if settings.sslrootcert is not None:
@@ -97,9 +97,11 @@ def environment(settings: DatabaseSettings) -> Iterator[dict[str, str]]:
         yield found
 
 
-async def run_tool(program: Path, *arguments: str, settings: DatabaseSettings) -> bytes:
+async def run_tool(
+    program: Path, *arguments: str, settings: DatabaseSettings, application: str = "castling seed"
+) -> bytes:
     """Run it to its end; its standard output. SeedFailed with its own last words when it fails."""
-    with environment(settings) as variables:
+    with environment(settings, application) as variables:
         process = await asyncio.create_subprocess_exec(
             program,
             *arguments,

@@ -30,6 +30,8 @@ MUST_MEET = (
     "crash lost or tore unsynced data",
     "crash of the replica took commits back",
     "first copy begun again",
+    "first copy brought up to a later view from the journal",
+    "first copy gone on with",
     "half-open connection superseded",
     "journal full",
     "journal given up after a failed sync",

@@ -21,13 +21,21 @@ from typing import Any
 
 import msgspec
 
-from castling.errors import ContinuityLost, SourceUnreachable
+from castling.errors import ContinuityLost, SeedLost, SourceUnreachable
 from castling.journal.record import Draft, Flag, Record, RecordType
-from castling.kinds.base import Abandon, Bulk, Commit, PartProgress, Piece, SeedProgress
+from castling.kinds.base import Abandon, Bulk, BulkCall, Commit, PartProgress, Piece, SeedProgress
 from castling.testing.sim.host import SimHost
 from castling.testing.sim.loop import SimLoop
 
-__all__ = ["LedgerCapture", "LedgerDecoder", "LedgerSeedSource", "LedgerServer", "Row", "Txn"]
+__all__ = [
+    "LedgerCapture",
+    "LedgerDecoder",
+    "LedgerSeedSource",
+    "LedgerServer",
+    "Row",
+    "Txn",
+    "committed_between",
+]
 
 #: transaction, number within it, value
 Row = tuple[int, int, bytes]
@@ -315,8 +323,20 @@ class LedgerDecoder:
 # --- the first copy ---------------------------------------------------------------------------
 
 
+async def committed_between(records: AsyncIterator[Record], since: int, until: int) -> list[Row]:
+    """The rows of the transactions that are in a view at `until` and not in one at `since`, each once."""
+    decoder, progress = LedgerDecoder(piece_rows=1_000_000), since
+    found: list[Row] = []
+    async for record in records:
+        for piece in decoder.feed(record):
+            if isinstance(piece, Piece) and piece.commit is not None and progress <= piece.offset < until:
+                found.extend(piece.changes)
+                progress = piece.commit.offset
+    return found
+
+
 class LedgerSeedSource:
-    """Implements `kinds.base.SeedSource`: the rows that were there when the slot began."""
+    """Implements `kinds.base.SeedSource`: the rows that were there when the slot began, or later."""
 
     CHUNK_ROWS = 40
 
@@ -325,15 +345,28 @@ class LedgerSeedSource:
         self._server = server
         self.progress = SeedProgress()
         self.parts: list[PartProgress] = []
-        self._start = 0
+        self._slot = 0
+        self._view = 0
+        self._is_new = True
         self._rows: list[Row] = []
 
     async def begin(self) -> None:
+        await self._look()
+        slot = self._server.create_slot()
+        self._slot, self._view, self._is_new = slot.start, slot.start, True
+        self._rows = list(self._server.rows)
+
+    async def resume(self) -> None:
+        await self._look()
+        if self._server.slot is None:
+            raise SeedLost("there is no slot")
+        self._slot, self._view, self._is_new = self._server.slot.start, self._server._end(), False
+        self._rows = list(self._server.rows)
+
+    async def _look(self) -> None:
         await self._host.sleep(self._server.random.random() * 0.1)
         if not self._server.is_up:
             raise SourceUnreachable("the ledger is down")
-        slot = self._server.create_slot()
-        self._start, self._rows = slot.start, list(self._server.rows)
 
     async def copy_parts(self, wanted: bytes, bulk: Bulk) -> None:
         raise AssertionError("a ledger has no parts to copy")
@@ -341,12 +374,23 @@ class LedgerSeedSource:
     async def run(self, bulk: Bulk) -> None:
         self.progress = SeedProgress("data")
         call = await bulk.open()
-        await call(b"begin", None)
-        half = len(self._rows) // 2
-        await call(b"rows", self._chunks(0, half))
-        await call(b"rows", self._chunks(half, len(self._rows)))
-        await call(b"finish " + str(self._start).encode(), None)
-        self.progress = SeedProgress("done")
+        view, count, is_finished = await self._ask(call, "begin" if self._is_new else "resume", self._slot)
+        if not is_finished:
+            self.progress.rows_kept = count
+            end = self._server.count_upto(view)
+            middle = (count + end) // 2
+            await call(f"rows {view}".encode(), self._chunks(count, middle))
+            await call(f"rows {view}".encode(), self._chunks(middle, end))
+            if not self._is_new:
+                await self._ask(call, "renew", self._view)
+            await self._ask(call, "finish", len(self._rows))
+        self.progress.phase = "done"
+
+    async def _ask(self, call: BulkCall, word: str, *numbers: int) -> tuple[int, int, int]:
+        """The view that the replica's rows are of, how many there are, and whether the copy is finished."""
+        answer = await call(f"{word} {' '.join(map(str, numbers))}".encode(), None)
+        view, rows, is_finished = map(int, answer.split())
+        return view, rows, is_finished
 
     async def _chunks(self, first: int, last: int) -> AsyncIterator[bytes]:
         for at in range(first, last, self.CHUNK_ROWS):

@@ -14,21 +14,24 @@ from typing import Any
 
 import msgspec
 
-from castling.errors import SeedFailed, TargetDiverged, TargetUnreachable
-from castling.kinds.base import Commit, Held, Piece
+from castling.errors import SeedFailed, SeedLost, TargetDiverged, TargetUnreachable
+from castling.kinds.base import Commit, Held, Piece, Records
 from castling.testing.sim.host import SimHost
-from castling.testing.sim.ledger import Row
+from castling.testing.sim.ledger import Row, committed_between
 
 __all__ = ["LedgerSeedTarget", "LedgerTarget", "Replica"]
 
 
 @dataclass(slots=True)
 class _State:
-    """What one commit left: how many rows, and the progress that came with them."""
+    """What one commit left: how many rows, and the progress that came with them; before there is any, of
+    which view of the source the rows are, and of which copy."""
 
     rows: int
     progress: int | None
     at_s: float
+    view: int = 0
+    copy: int = 0
 
 
 class Replica:
@@ -50,10 +53,17 @@ class Replica:
     def progress(self) -> int | None:
         return self._history[-1].progress
 
-    def commit(self, rows: Sequence[Row], progress: int | None) -> None:
-        """Make `rows` and `progress` visible at once."""
+    @property
+    def copied(self) -> tuple[int, int]:
+        """Of which copy, and of which view of the source, the rows are while the first copy is made."""
+        return self._history[-1].copy, self._history[-1].view
+
+    def commit(self, rows: Sequence[Row], progress: int | None, *, view: int | None = None) -> None:
+        """Make `rows` and `progress` (or `view`) visible at once."""
         self.rows.extend(rows)
-        self._history.append(_State(len(self.rows), progress, self._now_s()))
+        copy, before = self.copied
+        view = before if view is None else view
+        self._history.append(_State(len(self.rows), progress, self._now_s(), view, copy))
         self._forget()
         self._watch()
 
@@ -71,10 +81,10 @@ class Replica:
     def durable(self) -> int | None:
         return self._history[self._durable()].progress
 
-    def clear(self) -> None:
+    def clear(self, copy: int) -> None:
         """Begin a first copy: nothing is there and nothing of it was ever complete."""
         self.rows = []
-        self._history = [_State(0, None, self._now_s())]
+        self._history = [_State(0, None, self._now_s(), copy, copy)]
         self.sessions += 1
         self.open = None
 
@@ -173,28 +183,66 @@ class LedgerTarget:
 
 
 class LedgerSeedTarget:
-    """Implements `kinds.base.SeedTarget`."""
+    """Implements `kinds.base.SeedTarget`. Of the ledger as a view shows it, the rows up to some point are
+    there; when all are, those of a later view follow them."""
 
-    def __init__(self, host: SimHost, replica: Replica) -> None:
+    def __init__(self, host: SimHost, replica: Replica, met: Callable[[str], None]) -> None:
         self._host = host
         self._replica = replica
+        self._met = met
+        self.records: Records | None = None
 
     async def handle(self, meta: bytes, body: AsyncIterator[bytes]) -> bytes:
-        self._host.door("seed " + meta.decode().partition(" ")[0])
-        if meta == b"begin":
-            self._replica.clear()
-        elif meta == b"rows":
-            session = self._replica.sessions
-            async for chunk in body:
-                await self._host.sleep(self._replica.random.random() * 0.01)
-                if session != self._replica.sessions:
-                    raise SeedFailed("the replica went down")
-                rows: list[Any] = msgspec.msgpack.decode(chunk)
-                self._replica.commit([(row[0], row[1], row[2]) for row in rows], None)
+        word, *told = meta.decode().split()
+        self._host.door(f"seed {word}")
+        numbers = [int(each) for each in told]
+        if word == "begin":
+            self._replica.clear(numbers[0])
+        elif word == "resume":
+            self._resume(numbers[0])
+        elif word == "renew":
+            await self._renew(numbers[0])
+        elif word == "rows":
+            await self._take(body, view=numbers[0])
         else:
-            self._replica.commit([], int(meta.split()[1]))
-            self._replica.flush()  # what the journal will never hold must be durable before it is `seeded`
-        return b""
+            self._finish(numbers[0])
+        is_finished = int(self._replica.progress is not None)
+        return f"{self._replica.copied[1]} {len(self._replica.rows)} {is_finished}".encode()
+
+    def _resume(self, copy: int) -> None:
+        if self._replica.copied[0] != copy:
+            raise SeedLost("the replica holds another copy")
+        self._met("first copy gone on with")
+        self._replica.sessions += 1  # what an attempt before still sends is not taken any more
+
+    async def _renew(self, view: int) -> None:
+        """What has been committed since follows, when all of the view before is there."""
+        before = self._replica.copied[1]
+        session = self._replica.sessions
+        assert self.records is not None
+        rows = await committed_between(self.records(before, view), before, view) if view > before else []
+        if rows:
+            self._met("first copy brought up to a later view from the journal")
+        if session != self._replica.sessions:
+            raise SeedFailed("the replica went down")
+        self._replica.commit(rows, None, view=view)
+
+    async def _take(self, body: AsyncIterator[bytes], view: int) -> None:
+        session = self._replica.sessions
+        async for chunk in body:
+            await self._host.sleep(self._replica.random.random() * 0.01)
+            if session != self._replica.sessions or self._replica.copied[1] != view:
+                raise SeedFailed("the replica went down")
+            rows: list[Any] = msgspec.msgpack.decode(chunk)
+            if rows and self._replica.rows and tuple(rows[0][:2]) <= self._replica.rows[-1][:2]:
+                raise SeedFailed("rows came that are there")
+            self._replica.commit([(row[0], row[1], row[2]) for row in rows], None)
+
+    def _finish(self, count: int) -> None:
+        if len(self._replica.rows) != count:  # a crash has taken some back
+            raise SeedFailed("the copy is not whole")
+        self._replica.commit([], self._replica.copied[1])
+        self._replica.flush()  # what the journal will never hold must be durable before it is `seeded`
 
     async def wanted(self) -> bytes:
         return b""  # a ledger is one part

@@ -196,7 +196,7 @@ class World:
             installation=_INSTALLATION,
             node="west",
             allowed={"east", "north"},
-            seed_target=LedgerSeedTarget(host, self.replica),
+            seed_target=LedgerSeedTarget(host, self.replica, self.met),
         )
         if end.journal.cut_bytes is not None:
             self.met("torn tail cut at recovery")
