@@ -117,6 +117,11 @@ def test_load_reads_a_file_and_names_a_missing_one(tmp_path) -> None:
             'castling.toml:16: groups.orders.delivery: "sync" is for one backup',
         ),
         (
+            "[groups.orders.link]",
+            '[groups.orders.seed]\nschema = "create"\nexisting = "match"\n[groups.orders.link]',
+            'groups.orders.seed.existing: "match" is for tables that are there',
+        ),
+        (
             'backups = ["west"]',
             'backups = ["west"]\ncapture_on = "north"',
             "capture_on: must be a node of the group",

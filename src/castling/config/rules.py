@@ -32,6 +32,7 @@ def problems(config: Config) -> list[Problem]:
         found += _databases(name, group)
         found += _delivery(name, group)
         found += _source_log(name, group)
+        found += _seed(name, group)
         found += _figures(name, group)
         found += _renames(name, group)
         found += _narrowing(name, group)
@@ -208,6 +209,14 @@ def _narrowing(name: str, group: GroupSettings) -> Iterator[Problem]:
     for table, columns in group.columns.items():
         if not columns or len(set(columns)) != len(columns):
             yield ("groups", name, "columns", table), "names the columns that are carried, each once"
+
+
+def _seed(name: str, group: GroupSettings) -> Iterator[Problem]:
+    if group.seed.existing == "match" and group.seed.schema == "create":
+        yield (
+            ("groups", name, "seed", "existing"),
+            '"match" is for tables that are there: it goes with seed.schema = "expect"',
+        )
 
 
 def _figures(name: str, group: GroupSettings) -> Iterator[Problem]:

@@ -124,6 +124,9 @@ class SeedSettings(_Settings, frozen=True, kw_only=True):
 
     #: "create": make schemas, types and tables on an empty target; "expect": they are there already
     schema: Literal["create", "expect"] = "expect"
+    #: "expect" only, where tables hold rows already: "refuse" them; "match": compare, and replace or REMOVE
+    #: the rows that are not as on the source
+    existing: Literal["refuse", "match"] = "refuse"
     #: "carry": what "create" makes has the source's owners and grants; "leave": the target's user owns it all
     owners: Literal["carry", "leave"] = "carry"
     #: parallel copies

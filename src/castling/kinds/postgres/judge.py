@@ -256,10 +256,16 @@ def judge_target(
         elif create and name_there not in target.ours:
             message = f"is on the target{also} already"
             found.append(refused(name, "already-on-target", message, "drop it there"))
-        elif name_there in target.filled:
+        elif name_there in target.filled and settings.seed.existing != "match":
             message = f"already has rows on the target{also.rstrip(',')}"
-            found.append(refused(name, "target-not-empty", message, "empty it; rows are kept"))
+            way_out = 'empty it, or compare and replace what differs: seed.existing = "match"'
+            found.append(refused(name, "target-not-empty", message, way_out))
         else:
+            if name_there in target.filled:
+                message = (
+                    "has rows on the target: those that are not as on the source are replaced or removed"
+                )
+                found.append(Finding(Severity.CHANGE, name, "target-matched", message))
             chosen = columns.get((table.schema, table.name))
             found += _judge_columns(table, there, naming, chosen)
     return found

@@ -32,7 +32,8 @@ CREATE_PARTS = (
         chosen text NOT NULL,
         attempt int NOT NULL DEFAULT 1,
         first int NOT NULL DEFAULT 1,
-        indexed boolean NOT NULL DEFAULT false
+        indexed boolean NOT NULL DEFAULT false,
+        match boolean NOT NULL DEFAULT false
     );
     CREATE TABLE IF NOT EXISTS castling.seed_part (
         stream text NOT NULL,
@@ -75,7 +76,7 @@ _OF = "stream = %(s)s AND schema = %(n)s AND name = %(t)s"
 
 @dataclass(frozen=True, slots=True)
 class KnownPart:
-    """`lsn`: of what view its rows are; `has_rows`: whether any range was brought."""
+    """`lsn`: of what view its rows are, 0: of none; `has_rows`: whether any range was brought."""
 
     part: Part
     lsn: int
@@ -95,13 +96,14 @@ class SeedParts:
 
     # --- attempts -----------------------------------------------------------------------------
 
-    async def begin(self, connection: AsyncConnection[Any], begun: int, chosen: str) -> None:
-        """A copy from its very beginning."""
+    async def begin(self, connection: AsyncConnection[Any], begun: int, chosen: str, *, match: bool) -> None:
+        """A copy from its very beginning. `match`: into tables that may hold rows."""
         cursor = await connection.execute(
-            "INSERT INTO castling.seed_attempt AS a (stream, begun, chosen) VALUES (%(s)s, %(l)s, %(c)s)"
-            " ON CONFLICT (stream) DO UPDATE SET begun = %(l)s, chosen = %(c)s, indexed = false,"
+            "INSERT INTO castling.seed_attempt AS a (stream, begun, chosen, match)"
+            " VALUES (%(s)s, %(l)s, %(c)s, %(m)s) ON CONFLICT (stream)"
+            " DO UPDATE SET begun = %(l)s, chosen = %(c)s, indexed = false, match = %(m)s,"
             " attempt = a.attempt + 1, first = a.attempt + 1 RETURNING attempt",
-            {"s": self.stream, "l": lsn_text(begun), "c": chosen},
+            {"s": self.stream, "l": lsn_text(begun), "c": chosen, "m": match},
         )
         row = await cursor.fetchone()
         assert row is not None
@@ -124,6 +126,14 @@ class SeedParts:
             return None
         self.attempt = int(row[0])
         return int(row[1]), bool(row[2])
+
+    async def matches(self, connection: AsyncConnection[Any]) -> bool:
+        """Whether the copy is one into tables that may hold rows."""
+        cursor = await connection.execute(
+            "SELECT match FROM castling.seed_attempt WHERE stream = %s", (self.stream,)
+        )
+        row = await cursor.fetchone()
+        return bool(row and row[0])
 
     async def hold(self, connection: AsyncConnection[Any]) -> None:
         """Until the transaction ends, no later attempt begins. SeedFailed when one has."""
@@ -230,6 +240,19 @@ class SeedParts:
         await connection.execute(f"DELETE FROM castling.seed_key WHERE {_OF}".encode(), key)
         await connection.execute(
             f"UPDATE castling.seed_part SET lsn = %(l)s, renewing = NULL WHERE {_OF}".encode(), key
+        )
+
+    async def note_matched(
+        self, connection: AsyncConnection[Any], schema: str, name: str, lsn: int, kept: int
+    ) -> None:
+        """What is in the part is as in the view at `lsn`; the rows of its keys are wanted still. Until they
+        have come it is of no view: an attempt that breaks off before compares once more."""
+        key = self._key(schema, name, l=lsn_text(lsn), r=kept)
+        await connection.execute(
+            "INSERT INTO castling.seed_range VALUES (%(s)s, %(n)s, %(t)s, 0, NULL, %(r)s, 0)", key
+        )
+        await connection.execute(
+            f"UPDATE castling.seed_part SET lsn = '0/0', renewing = %(l)s WHERE {_OF}", key
         )
 
     async def there(self, connection: AsyncConnection[Any], after: tuple[str, str]) -> list[There]:

@@ -23,6 +23,7 @@ __all__ = [
     "Finish",
     "Have",
     "Keys",
+    "Match",
     "Part",
     "Patch",
     "Range",
@@ -69,6 +70,8 @@ class Begin(msgspec.Struct, frozen=True, tag="begin"):
     naming: str = ""
     lsn: int = 0
     chosen: str = ""
+    #: rows that are there are compared with the source's, not refused
+    match: bool = False
 
 
 class Resume(msgspec.Struct, frozen=True, tag="resume"):
@@ -116,10 +119,11 @@ class Renew(msgspec.Struct, frozen=True, tag="renew"):
 
 class Renewed(msgspec.Struct, frozen=True):
     """`restarted`: tables that are empty again, and why. `keyed`: tables of which rows are wanted, told by
-    these columns, so many."""
+    these columns, so many. `filled`: tables that hold rows of others, which are to be compared."""
 
     restarted: list[tuple[str, str, str]]
     keyed: list[tuple[str, str, list[str], int]]
+    filled: list[tuple[str, str]] = []
 
 
 class Have(msgspec.Struct, frozen=True, tag="have"):
@@ -155,6 +159,17 @@ class Patch(msgspec.Struct, frozen=True, tag="patch"):
     binary: bool
 
 
+class Match(msgspec.Struct, frozen=True, tag="match"):
+    """The body is COPY text: of each row in the view at `lsn` its key, these columns, and the digest of all
+    `columns`. The answer: how many rows are wanted. Without a key there is no body: the table is emptied."""
+
+    schema: str
+    table: str
+    key: list[str]
+    columns: list[str]
+    lsn: int
+
+
 class Chunk(msgspec.Struct, frozen=True, tag="chunk"):
     """The body is COPY data of these columns, of blocks `first` to `last`, as the view at `lsn` has them.
     `binary`: its format."""
@@ -186,7 +201,7 @@ class Finish(msgspec.Struct, frozen=True, tag="finish"):
     server_version: int
 
 
-Request = Begin | Resume | Schema | Renew | Have | Keys | Patch | Chunk | Emptied | Finish
+Request = Begin | Resume | Schema | Renew | Have | Keys | Match | Patch | Chunk | Emptied | Finish
 
 
 def encode_request(request: Request) -> bytes:

@@ -18,10 +18,12 @@ from castling.kinds.postgres.catalog import Table
 from castling.kinds.postgres.mapping import Found, find_columns
 from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.narrowing import Part as Narrowing
+from castling.kinds.postgres.seed_match import read_digests
 from castling.kinds.postgres.seed_plan import (
     Chunk,
     Emptied,
     Keys,
+    Match,
     Patch,
     Range,
     decode,
@@ -86,13 +88,13 @@ class Reader:
         columns: Sequence[str],
         count: int,
         ranges: Sequence[Range],
-    ) -> None:
-        """The rows of all keys that are wanted, so many, as far as they lie in these ranges."""
+    ) -> int:
+        """The rows of all keys that are wanted, so many, as far as they lie in these ranges; how many."""
         names, binary = self._columns(table)
         found = {column.name: column for column in await find_columns(connection, table.schema, table.name)}
         key = [found[name] for name in columns]
         place = within(ranges, "t.ctid")
-        left = count
+        left, found_rows = count, 0
         while left > 0:
             answer = await call(encode_request(Keys(*self._name(table), self._view.lsn)), None)
             upto, keys = decode(answer, tuple[int, list[list[str]]])
@@ -104,7 +106,11 @@ class Reader:
             rows = await self._send(connection, call, table, encode_request(request), where, binary)
             if rows is None:
                 raise SeedFailed(f"{table} was emptied while it was brought up to date; it begins anew")
-            self._progress.rows_renewed += rows
+            found_rows += rows
+        return found_rows
+
+    def _where(self, table: Table, place: str) -> str:
+        return self._narrowed.get(table.oid, WHOLE).where(f"WHERE {place}" if place else "")
 
     def _name(self, table: Table) -> tuple[str, str]:
         return self._naming.target(table.schema, table.name)
@@ -113,6 +119,38 @@ class Reader:
         """The columns that are copied, and whether all of them in binary form."""
         columns = self._narrowed.get(table.oid, WHOLE).copied(table)
         return [column.name for column in columns], all(column.is_portable for column in columns)
+
+    def key(self, table: Table) -> list[str]:
+        """The columns that tell the table's rows apart on both sides; none where there are no such."""
+        names, _ = self._columns(table)
+        key = table.primary_key if table.primary_key_usable else ()
+        return list(key) if set(key) <= set(names) else []
+
+    async def match(
+        self, connection: AsyncConnection[Any], call: BulkCall, table: Table, parts: Sequence[Range]
+    ) -> int | None:
+        """Send what the target compares its rows with; how many it wants. None when the table was emptied:
+        then `call` is of no more use."""
+        names, _ = self._columns(table)
+        key = self.key(table)
+        meta = encode_request(Match(*self._name(table), key, names, self._view.lsn))
+        if not key:
+            return int(await call(meta, None))
+
+        async def body() -> AsyncIterator[bytes]:
+            for part in parts:
+                where = self._where(table, within([part], "t.ctid"))
+                statement = read_digests(table.sql, key, names, where)
+                async with self._view.seen(connection):
+                    async for block in read_blocks(connection, statement):
+                        yield block
+                    await self._look(connection, table)
+
+        try:
+            return int(await call(meta, body()))
+        except _WasEmptied:
+            await connection.execute(b"COMMIT")
+            return None
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -127,7 +165,7 @@ class Reader:
     ) -> int | None:
         """What the target says of the rows; None when the table was emptied."""
         listed = ", ".join(f"t.{quoted(name)}" for name in self._columns(table)[0])
-        found = self._narrowed.get(table.oid, WHOLE).where(f"WHERE {where}" if where else "")
+        found = self._where(table, where)
         statement = (
             f"COPY (SELECT {listed} FROM ONLY {table.sql} t {found}) "
             f"TO STDOUT (FORMAT {'binary' if binary else 'text'})"

@@ -44,7 +44,7 @@ from castling.kinds.postgres.statements import (
     staged,
 )
 
-__all__ = ["ChangedKeys", "Renewal"]
+__all__ = ["ChangedKeys", "Renewal", "empty"]
 
 #: keys in memory at most, of all tables together
 KEYS_MAX = 50_000
@@ -171,6 +171,7 @@ class Renewal:
         known = await self._parts.known(self._connection)
         self._emptied = await self._parts.emptied(self._connection)
         parts = {(part.schema, part.name): part for part in wanted}
+        known = {table: await self._compared(found) for table, found in known.items()}
         for schema, name in known.keys() - parts.keys():  # gone on the source
             await self._parts.drop(self._connection, schema, name, part=True)
         anew = {table: _OTHER for table, part in parts.items() if self._is_other(known.get(table), part)}
@@ -183,7 +184,28 @@ class Renewal:
         if since and records is not None:
             await self._collect(keys, records)
         anew |= keys.anew
-        return await self._settle(parts, anew)
+        renewed = await self._settle(parts, anew)
+        if not await self._parts.matches(self._connection):
+            return renewed
+        fresh = [
+            table for table in parts if table not in anew and not (table in known and known[table].has_rows)
+        ]
+        filled = [table for table in fresh if await self._is_filled(*table)]
+        return Renewed(renewed.restarted, renewed.keyed, filled)
+
+    async def _is_filled(self, schema: str, name: str) -> bool:
+        table = f"{quoted(schema)}.{quoted(name)}"
+        table = f"{await only(self._connection, table)}{table}"
+        cursor = await self._connection.execute(f"SELECT EXISTS (SELECT FROM {table})".encode())
+        row = await cursor.fetchone()
+        return bool(row and row[0])
+
+    async def _compared(self, found: KnownPart) -> KnownPart:
+        """One whose rows were compared, and not all brought that were missing, is as if it never was."""
+        if found.lsn:
+            return found
+        await self._parts.drop(self._connection, found.part.schema, found.part.name)
+        return KnownPart(found.part, 0, has_rows=False)
 
     def _is_other(self, known: KnownPart | None, part: Part) -> bool:
         if known is None or not known.has_rows:
@@ -193,7 +215,7 @@ class Renewal:
     @staticmethod
     def begins(known: Mapping[Table, KnownPart]) -> int | None:
         """From where on the journal is needed; None: nothing is there that could be brought up."""
-        return min((found.lsn for found in known.values() if found.has_rows), default=None)
+        return min((found.lsn for found in known.values() if found.has_rows and found.lsn), default=None)
 
     # --- the keys -----------------------------------------------------------------------------
 
@@ -247,7 +269,7 @@ class Renewal:
         for table, part in parts.items():
             reason = anew.get(table)
             if reason is not None:
-                await self._empty(part)
+                await empty(self._connection, part.schema, part.name)
                 await self._parts.drop(self._connection, *table)
                 restarted.append((*table, reason))
             count = 0 if reason is not None or table not in self._stages else await self._take_out(table)
@@ -258,16 +280,6 @@ class Renewal:
             else:
                 await self._parts.note(self._connection, part, self._lsn)
         return Renewed(restarted, keyed)
-
-    async def _empty(self, part: Part) -> None:
-        """TRUNCATE where it can be: a table that another refers to can't, and its rows are deleted."""
-        table = f"{quoted(part.schema)}.{quoted(part.name)}"
-        table = f"{await only(self._connection, table)}{table}"
-        try:
-            async with self._connection.transaction():
-                await self._connection.execute(f"TRUNCATE {table}".encode())
-        except psycopg.errors.FeatureNotSupported:
-            await self._connection.execute(f"DELETE FROM {table}".encode())
 
     async def _take_out(self, table: Table) -> int:
         """Delete the rows of the keys, and note the keys; how many there are."""
@@ -291,3 +303,14 @@ class Renewal:
             (self._parts.stream, *table),
         )
         return cursor.rowcount
+
+
+async def empty(connection: AsyncConnection[Any], schema: str, name: str) -> None:
+    """TRUNCATE where it can be: a table that another refers to can't, and its rows are deleted."""
+    table = f"{quoted(schema)}.{quoted(name)}"
+    table = f"{await only(connection, table)}{table}"
+    try:
+        async with connection.transaction():
+            await connection.execute(f"TRUNCATE {table}".encode())
+    except psycopg.errors.FeatureNotSupported:
+        await connection.execute(f"DELETE FROM {table}".encode())

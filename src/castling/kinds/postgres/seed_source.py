@@ -179,6 +179,9 @@ class PostgresSeedSource:
         if not self._is_new:
             self.progress.phase = "renewing"
         renewed = decode(await call(encode_request(Renew(view.lsn)), _whole(self._told_parts())), Renewed)
+        if renewed.filled:
+            self.progress.phase = "matching"
+            renewed = await self._match_all(bulk, main, reader, renewed)
         there = await self._there(call)
         await self._patch_all(call, main, reader, renewed, there)
         self.progress.phase = "data"
@@ -190,7 +193,8 @@ class PostgresSeedSource:
         create = self._settings.seed.schema == "create"
         lock = secrets.randbits(62)
         naming, chosen = self._naming.digest, chosen_by(self._settings)
-        begin = Begin(self._names(), create, lock, naming, self._begun, chosen)
+        match = self._settings.seed.existing == "match"
+        begin = Begin(self._names(), create, lock, naming, self._begun, chosen, match)
         await main.execute("SELECT pg_catalog.pg_advisory_lock(%s)", (lock,))
         await call(encode_request(begin), None)
         await main.execute("SELECT pg_catalog.pg_advisory_unlock(%s)", (lock,))
@@ -302,7 +306,31 @@ class PostgresSeedSource:
         tables = {self._naming.target(table.schema, table.name): table for table in self._copied}
         for schema, name, columns, count in renewed.keyed:
             ranges = there[schema, name].ranges if (schema, name) in there else []
-            await reader.patch(main, call, tables[schema, name], columns, count, ranges)
+            rows = await reader.patch(main, call, tables[schema, name], columns, count, ranges)
+            if (schema, name) in renewed.filled:
+                self.progress.rows += rows
+            else:
+                self.progress.rows_renewed += rows
+
+    async def _match_all(
+        self, bulk: Bulk, main: AsyncConnection[Any], reader: Reader, renewed: Renewed
+    ) -> Renewed:
+        """Compare the tables that hold rows of others; what they lack is wanted like what has changed."""
+        tables = {self._naming.target(table.schema, table.name): table for table in self._copied}
+        keyed = list(renewed.keyed)
+        call = await bulk.open()
+        for name in renewed.filled:
+            table = tables[name]
+            parts = cut(
+                [(0, None)], table, await self._pages(main, table), chunk_rows=self._settings.seed.chunk_rows
+            )
+            wanted = await reader.match(main, call, table, list(parts))
+            if wanted is None:
+                call = await bulk.open()
+                await reader.tell_emptied(call, table)
+            elif wanted:
+                keyed.append((*name, reader.key(table), wanted))
+        return Renewed(renewed.restarted, keyed, renewed.filled)
 
     async def _copy_all(
         self, bulk: Bulk, main: AsyncConnection[Any], reader: Reader, there: dict[tuple[str, str], There]

@@ -37,6 +37,7 @@ from castling.kinds.postgres.neighbours import MAKE_ALONE, TAKEN_HINT, begin_alo
 from castling.kinds.postgres.resync_target import TableCopies
 from castling.kinds.postgres.seed_again import drop_of_roots
 from castling.kinds.postgres.seed_archive import SeedArchive
+from castling.kinds.postgres.seed_match import match_table
 from castling.kinds.postgres.seed_parts import CREATE_PARTS, SeedParts
 from castling.kinds.postgres.seed_plan import (
     Begin,
@@ -45,6 +46,7 @@ from castling.kinds.postgres.seed_plan import (
     Finish,
     Have,
     Keys,
+    Match,
     Part,
     Patch,
     Renew,
@@ -145,6 +147,8 @@ class PostgresSeedTarget:
                 return await self._tell(request)
             case Chunk() | Patch():
                 return await self._rows(request, body)
+            case Match():
+                return await self._match(request, body)
             case Emptied():
                 return await self._emptied(request)
             case Finish():
@@ -162,6 +166,7 @@ class PostgresSeedTarget:
             "SET TimeZone = 'UTC'",
             "SET IntervalStyle = postgres",
             "SET lc_monetary = 'C'",
+            "SET bytea_output = hex",
             "SET extra_float_digits = 1",
             "SET statement_timeout = 0",
             "SET idle_in_transaction_session_timeout = 0",
@@ -215,7 +220,7 @@ class PostgresSeedTarget:
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (self._group,)
                 )
-            await self._parts.begin(connection, request.lsn, request.chosen)
+            await self._parts.begin(connection, request.lsn, request.chosen, match=request.match)
             self._begun = request.tables
             return b""
         finally:
@@ -250,6 +255,8 @@ class PostgresSeedTarget:
             if row is None or row[0] is None:
                 missing.append(table_name(schema, name))
                 continue
+            if request.match:
+                continue  # whatever is there
             if table_name(schema, name) in ours:
                 mine.append(sql)
                 continue
@@ -265,7 +272,8 @@ class PostgresSeedTarget:
         if filled:
             raise TargetNotEmpty(
                 f"the target already holds rows in {', '.join(filled[:10])}",
-                hint="empty these tables, or choose another database; rows are never overwritten",
+                hint="empty these tables, choose another database, or let their rows be compared with the"
+                ' source\'s, and replaced where they differ: seed.existing = "match"',
                 tables=filled,
             )
         if request.create and mine and missing:
@@ -407,6 +415,16 @@ class PostgresSeedTarget:
                 else:
                     await self._parts.add(connection, request, rows, size)
             return str(rows).encode()
+        finally:
+            await connection.close()
+
+    async def _match(self, request: Match, body: AsyncIterator[bytes]) -> bytes:
+        connection = await self._connect(durable=True)
+        try:
+            async with connection.transaction():
+                await self._parts.hold(connection)
+                await self._parts.is_at(connection, request.schema, request.table, request.lsn)
+                return str(await match_table(connection, self._parts, request, body)).encode()
         finally:
             await connection.close()
 

@@ -36,6 +36,7 @@ _SESSION = (
     "SET TimeZone = 'UTC'",
     "SET extra_float_digits = 1",
     "SET lc_monetary = 'C'",
+    "SET bytea_output = hex",
     "SET statement_timeout = 0",
     "SET idle_in_transaction_session_timeout = 0",
     "SET row_security = off",
