@@ -23,7 +23,7 @@ from castling.config import (
     SeedSettings,
 )
 from castling.journal.record import Draft, Position, Record, RecordType
-from castling.kinds.base import Abandon, BulkCall, Capture, Commit, Piece, SeedTarget, Stream
+from castling.kinds.base import Abandon, BulkCall, Capture, Commit, Decoder, Piece, SeedTarget, Stream
 from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.kind import KIND
 from castling.testing.servers import EmbeddedServer
@@ -165,13 +165,13 @@ class Journal:
             while self.offset < offset:
                 self.add(await capture.read())
 
-    def commits(self, *, start: int = 0) -> list[tuple[Commit, list[Any]]]:
+    def commits(self, *, start: int = 0, decoder: Decoder | None = None) -> list[tuple[Commit, list[Any]]]:
         """The transactions as an apply would see them: from record `start` on, each once.
 
         What the record stream repeats (a transaction that a new session sends again) is skipped by
         progress, as the apply session does.
         """
-        decoder = PostgresDecoder()
+        decoder = decoder or PostgresDecoder()
         found: list[tuple[Commit, list[Any]]] = []
         open_changes: list[Any] = []
         progress = 0

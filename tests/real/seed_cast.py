@@ -139,7 +139,7 @@ class Copying:
             target = KIND.target(self.stream)
             try:
                 start = await target.open()
-                for commit, changes in self.journal.commits():
+                for commit, changes in self.journal.commits(decoder=KIND.decoder(self.stream)):
                     if commit.offset > start:
                         await target.apply([Piece(changes, len(changes), commit, commit.offset - 1)])
                         await target.commit(commit)

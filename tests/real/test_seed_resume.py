@@ -277,3 +277,28 @@ async def test_a_target_that_crashes_takes_back_what_it_has_not_made_durable(pai
     assert await copying.attempt() is not None
     await copying.apply()
     assert copying.differences() == [] and copying.begun == 1
+
+
+async def test_under_other_names_with_some_rows_and_columns(pair: Pair) -> None:
+    """Rows are read under the source's names and written under the target's; they come and go by a filter."""
+    pair.source("ALTER TABLE swaps DROP CONSTRAINT swaps_big_fkey")
+    stream = pair.stream(
+        seed=SeedSettings(schema="create", chunk_rows=300, jobs=1),
+        include=["public.big", "public.wide"],
+        rename={"public.big": "public.large", "public.wide": "public.broad"},
+        rows={"public.big": "id < 200000 AND id % 11 <> 3"},
+        columns={"public.wide": ["k", "part", "doc"]},
+    )
+    copying = Copying(pair, stream)
+    changes = ((9, "n = n + 1"), (6, "id = id + 200000"), (2, "id = id + 120001"), (3, "v = 'x'"))
+    for at, (call, change) in enumerate(changes):
+        assert await copying.attempt(Cut(Chunk, "after", call)) is None
+        pair.source(f"UPDATE big SET {change} WHERE id % 7 = {at} AND id < 60000; COMMIT; {_WORK.format(at)}")
+    assert await copying.attempt() is not None and copying.begun == 1
+    assert copying.copied["Patch"] > 400 and not copying.restarted
+    await copying.apply()
+    rows = "SELECT id, v, n FROM {0} WHERE id < 200000 AND id % 11 <> 3 ORDER BY id"
+    assert pair.target(rows.format("large")) == pair.source(rows.format("big"))
+    assert pair.target("SELECT count(*) FROM large WHERE NOT (id < 200000 AND id % 11 <> 3)") == [(0,)]
+    broad = "SELECT k, part, doc FROM {0} ORDER BY part, k"
+    assert pair.target(broad.format("broad")) == pair.source(broad.format("wide"))
