@@ -52,7 +52,7 @@ test-faults: setup servers ## at least 200 random faults on real servers
 test-mutants: setup ## broken builds that the tests must notice
 	$(BIN)/python -m castling.testing.mutants $(ARGS)
 
-bench-postgres: setup ## side by side with PostgreSQL's own logical replication
+bench-postgres: setup ## side by side with native replication, ~20 min (ARGS="--parts catchup sync seed rpo overhead apply")
 	$(BIN)/python bench/postgres.py $(ARGS)
 
 bench-apply: setup ## apply alone, from hardened journals (ARGS="--native --rounds 5 --scale 4")

@@ -1,157 +1,135 @@
-"""Castling beside PostgreSQL's own logical replication: the same backlogs, one after the other, in one run.
+"""Castling beside PostgreSQL's own logical replication, in one run, on one machine over loopback TCP.
 
-    make bench-postgres ARGS="--rounds 5 --scale 1"
+    make bench-postgres                                        # everything, about 20 minutes on two cores
+    make bench-postgres ARGS="--parts catchup --scale 4"       # one part
+    make bench-postgres ARGS="--parts sync seed --rounds 3"
 
-One source, two targets, all PostgreSQL 18 on loopback TCP. Both systems are seeded and then
-stopped; a backlog of one kind of work is written; each is started in turn (the order alternates) and
-timed until the backlog's last row is on its target. Every round ends with a comparison of all
-tables of both targets with the source, so a fast wrong copy does not count. Wall times on a shared
-machine are noisy: read the ratios of one run.
+Parts: catchup (a stopped copy and a backlog, by kind of work), apply (from a hardened journal), sync (commit
+latency), seed (the first copy), rpo (at half of the machine's rate), overhead (what the source loses). Runs
+of both systems alternate; told are medians, least and most, and the median of the rounds' ratios. Wall
+times on a shared machine are noisy: read the ratios of one run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import statistics
+import platform
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
-from segments import SCHEMA, SEGMENTS, Segment, fill
-from sides import Castling, Native, Side, cores, wait_for_sentinel
+from catchup import catch_up
+from firstcopy import first_copy
+from latency import commit_latency
+from live import source_overhead, unprotected_time
+from segments import SCHEMA, SEGMENTS, fill
+from sides import Castling, Native, Peaks, Side, cores
 
+import castling
 from castling.testing.cluster import Cluster
-from castling.testing.compare import compare
 from castling.testing.servers import EmbeddedServer
 
 DATABASE = "bank"
+PARTS = ("catchup", "apply", "sync", "seed", "rpo", "overhead")
+#: the parts that share servers, and what measures them
+_ASYNCHRONOUS = {"catchup": catch_up, "rpo": unprotected_time, "overhead": source_overhead}
+
+Found = dict[str, object]
 
 
-@dataclass
-class Result:
-    """What one segment took, by round."""
-
-    segment: str
-    what: str
-    transactions: int = 0
-    row_changes: int = 0
-    castling_s: list[float] = field(default_factory=list)
-    native_s: list[float] = field(default_factory=list)
-
-    def add(self, side: str, seconds: float) -> None:
-        (self.castling_s if side == "castling" else self.native_s).append(round(seconds, 3))
-
-    def ratios(self) -> list[float]:
-        return [n / c for n, c in zip(self.native_s, self.castling_s, strict=True)]
-
-
-def timed(side: Side, number: int, segment: str, peaks: dict[str, int]) -> float:
-    """Seconds from the command to start until the backlog is on the target."""
-    began = time.perf_counter()
-    side.start()
-    wait_for_sentinel(side.dsn, number, segment)
-    took = time.perf_counter() - began
-    for name, peak in side.peaks().items():
-        peaks[f"{side.name} {name}"] = max(peak, peaks.get(f"{side.name} {name}", 0))
-    side.stop()
-    return took
+@contextlib.contextmanager
+def both(scale: float, *, synchronous: bool = False) -> Iterator[tuple[EmbeddedServer, list[Side]]]:
+    """The source, and both systems, seeded and stopped."""
+    group = {"delivery": "sync", "on_sync_loss": "wait"} if synchronous else {}
+    with Cluster(database=DATABASE, direct=True, group=group) as cluster:
+        source = cluster.servers["east"]
+        with psycopg.connect(source.dsn(DATABASE), autocommit=True) as connection:
+            connection.execute(SCHEMA.encode())
+            fill(connection, max(1, int(10 * scale)))
+            connection.execute("VACUUM ANALYZE")
+        cluster.start_group()
+        cluster.stop_group()
+        native = Native(source, DATABASE, [SCHEMA], synchronous=synchronous)
+        try:
+            yield source, [native, Castling(cluster)]
+        finally:
+            native.remove()
 
 
-def mark(source: EmbeddedServer, number: int, segment: str) -> None:
-    source.execute(f"INSERT INTO sentinel VALUES ({number}, '{segment}')", DATABASE)
+def apply_alone(chosen: argparse.Namespace) -> tuple[str, Found]:
+    """`bench/apply.py`, which has processes of its own."""
+    script = Path(__file__).with_name("apply.py")
+    rounds, scale = str(chosen.rounds), str(chosen.scale)
+    command = [sys.executable, str(script), "--native", "--rounds", rounds, "--scale", scale]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.strip(), {}
 
 
-def contest(sides: list[Side], number: int, segment: str, peaks: dict[str, int]) -> dict[str, float]:
-    order = sides if number % 2 else list(reversed(sides))
-    return {side.name: timed(side, number, segment, peaks) for side in order}
+def run(chosen: argparse.Namespace, peaks: Peaks) -> Iterator[tuple[str, str, Found]]:
+    """Each wanted part's name, page and figures."""
+    shared = [part for part in chosen.parts if part in _ASYNCHRONOUS]
+    if shared:
+        with both(chosen.scale) as (source, sides):
+            for part in shared:
+                yield part, *_ASYNCHRONOUS[part](source, DATABASE, sides, chosen, peaks)
+    if "sync" in chosen.parts:
+        with both(0.1, synchronous=True) as (source, sides):
+            yield "sync", *commit_latency(source, DATABASE, sides, chosen, peaks)
+    if "seed" in chosen.parts:
+        yield "seed", *first_copy(chosen, peaks)
+    if "apply" in chosen.parts:
+        yield "apply", *apply_alone(chosen)
 
 
-def proven_equal(source: EmbeddedServer, sides: list[Side], number: int) -> None:
-    for side in sides:
-        found = compare(source.dsn(DATABASE), side.dsn, schemas=["public"])
-        if found.differences:
-            sys.exit(f"{side.name} differs after round {number}: {found.differences[:3]}")
-
-
-def table(results: list[Result], starting: dict[str, float]) -> str:
-    lines = [
-        "| backlog | transactions | row changes | castling s (least – most) | native s (least – most)"
-        " | native / castling |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for each in results:
-        cells = [
-            f"{statistics.median(times):.2f} ({min(times):.2f} – {max(times):.2f})"
-            for times in (each.castling_s, each.native_s)
-        ]
-        ratios = each.ratios()
-        ratio = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} – {max(ratios):.2f})"
-        lines.append(
-            f"| {each.segment}: {each.what} | {each.transactions:,} | {each.row_changes:,} |"
-            f" {cells[0]} | {cells[1]} | {ratio} |"
-        )
-    lines += [
-        "",
-        "To start, with nothing to do (part of each time above): "
-        + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in sorted(starting.items())),
-    ]
-    return "\n".join(lines)
-
-
-def run(chosen: argparse.Namespace, source: EmbeddedServer, sides: list[Side]) -> dict[str, object]:
-    picked: list[Segment] = [each for each in SEGMENTS if not chosen.segments or each.name in chosen.segments]
-    results = [Result(each.name, each.what) for each in picked]
-    peaks: dict[str, int] = {}
-    mark(source, 0, "start")
-    starting = contest(sides, 0, "start", {})
-    for number in range(1, chosen.rounds + 1):
-        for segment, result in zip(picked, results, strict=True):
-            result.transactions, result.row_changes = segment.write(source, DATABASE, number, chosen.scale)
-            mark(source, number, segment.name)
-            row = contest(sides, number, segment.name, peaks)
-            for name, seconds in row.items():
-                result.add(name, seconds)
-            shown = {name: round(seconds, 2) for name, seconds in row.items()}
-            print(json.dumps({"round": number, "segment": segment.name} | shown), file=sys.stderr)
-        proven_equal(source, sides, number)
-    version = str(source.execute("SHOW server_version")[0][0])
-    print(f"PostgreSQL {version}; {chosen.rounds} rounds, scale {chosen.scale:g}; {cores()} cores\n")
-    print(table(results, starting))
-    print("\nPeak memory, MiB: " + ", ".join(f"{name} {peak >> 20}" for name, peak in sorted(peaks.items())))
-    return {"rounds": [asdict(each) for each in results], "starting": starting, "peaks": peaks}
+def versions() -> str:
+    with EmbeddedServer(name="version").start() as server:
+        found = server.execute("SHOW server_version")[0][0]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return (
+        f"Castling {castling.__version__} ({commit.stdout.strip() or 'no commit'}), PostgreSQL {found},"
+        f" Python {platform.python_version()}, Linux {platform.release()}, {cores()} cores"
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument(
+        "--scale", type=float, default=2.0, help="size of the backlogs and of pgbench's tables"
+    )
     parser.add_argument("--segments", nargs="*", choices=[each.name for each in SEGMENTS])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement under load")
+    parser.add_argument("--big-rounds", type=int, default=1, help="rounds of the copy of 20 million rows")
+    parser.add_argument("--json", type=Path, help="write all figures there")
     chosen = parser.parse_args()
-    with Cluster(database=DATABASE, direct=True) as cluster:
-        source = cluster.servers["east"]
-        with psycopg.connect(source.dsn(DATABASE), autocommit=True) as connection:
-            connection.execute(SCHEMA.encode())
-            fill(connection, max(1, int(10 * chosen.scale)))
-            connection.execute("VACUUM ANALYZE")
-        cluster.start_group()
-        cluster.stop_group()
-        native = Native(source, DATABASE, [SCHEMA])
-        try:
-            found = run(chosen, source, [native, Castling(cluster)])
-        finally:
-            native.remove()
+    began, peaks, figures = time.monotonic(), Peaks(), {}
+    head = versions()
+    print(head, file=sys.stderr)
+    pages = []
+    for part, page, found in run(chosen, peaks):
+        pages.append(f"{part}:\n\n{page}\n")
+        figures |= found
+        print(f"-- {part} is measured, {time.monotonic() - began:.0f} s so far", file=sys.stderr)
+    print(
+        f"{head}; {chosen.rounds} rounds, scale {chosen.scale:g}; {time.monotonic() - began:.0f} s in all\n"
+    )
+    print("\n".join(pages))
+    if peaks:
+        print(
+            "Peak memory, MiB: " + ", ".join(f"{name} {peak >> 20}" for name, peak in sorted(peaks.items()))
+        )
     if chosen.json:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout
-        chosen.json.write_text(json.dumps({"commit": commit.strip(), **found}, indent=1))
+        chosen.json.write_text(json.dumps({"of": head, "peaks": peaks, **figures}, indent=1))
     return 0
 
 
