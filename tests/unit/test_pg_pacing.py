@@ -8,7 +8,7 @@ from castling.kinds.postgres.pacing import FEW, FULL, LONGEST, MANY, SHORTEST, P
 def test_a_message_now_and_then_is_read_at_once() -> None:
     pacing = Pacing()
     for _ in range(20):
-        pacing.gathered(500, 0.005)
+        pacing.gathered(500, 0.05)
         assert pacing.pause_s == 0.0 and not pacing.is_behind
 
 
@@ -16,6 +16,14 @@ def test_a_backlog_that_comes_in_single_messages_is_noticed() -> None:
     """One change at each look, because the reader is always there: that is what has to end."""
     pacing = Pacing()
     pacing.gathered(90, 0.0001)
+    assert pacing.pause_s == SHORTEST
+
+
+def test_a_stream_of_small_commits_is_gathered_for_a_moment() -> None:
+    """Three hundred a second, read one by one, cost each end of the stream half as much again."""
+    pacing = Pacing()
+    for _ in range(20):
+        pacing.gathered(400, 1 / 300)
     assert pacing.pause_s == SHORTEST
 
 

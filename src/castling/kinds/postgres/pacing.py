@@ -13,10 +13,10 @@ from typing import Final
 
 __all__ = ["Pacing"]
 
-#: less than this is no backlog: every message is read at once; bytes per second
-QUIET: Final = 256 << 10
+#: at less than this, some hundred small commits a second, every message is read at once; bytes per second
+QUIET: Final = 32 << 10
 #: seconds
-SHORTEST: Final = 0.002
+SHORTEST: Final = 0.005
 LONGEST: Final = 0.05
 #: bytes that gathered during a pause: more than `MANY` and the next is longer, less than `FEW`, shorter
 MANY: Final = 64 << 10
