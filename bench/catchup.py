@@ -2,7 +2,7 @@
 
 Both systems are seeded and stopped; a backlog of one kind of work is written; each is started in turn
 and timed until the backlog's last row is on its target. Every round ends with a comparison of all tables
-of both targets with the source, so a fast wrong copy does not count.
+of our target with the source, the last one of both, so a fast wrong copy does not count.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def catch_up(
             shown = f"{result.seconds.castling[-1]:.2f} s, native {result.seconds.native[-1]:.2f} s"
             print(f"catch-up, round {number}, {segment.name}: {shown}", file=sys.stderr)
         if number:
-            _prove_equal(source, database, sides, number)
+            last = number == chosen.rounds
+            _prove_equal(
+                source, database, [each for each in sides if last or each.name == "castling"], number
+            )
     return _page(results, starting), {
         "catchup": {each.segment.name: vars(each.seconds) | {"cpu": dict(each.cpu)} for each in results},
         "starting": vars(starting),

@@ -18,6 +18,8 @@ from castling.testing.servers import EmbeddedServer
 __all__ = ["source_overhead", "unprotected_time"]
 
 CLIENTS = 8
+#: more rounds tell no more here: each is thousands of transactions
+_ROUNDS_MAX = 3
 #: seconds between two looks at what is written and what is safe
 _LOOK_S = 0.005
 
@@ -28,13 +30,13 @@ def source_overhead(
     """Transactions a second of pgbench's TPC-B, 8 clients, with nothing, native, and Castling attached."""
     alone: list[float] = []
     rate, costs = Contest("transactions/s"), Contest("processor s at the source per 10,000 transactions")
-    for number in range(1, chosen.rounds + 1):
-        alone.append(pgbench(source, database, clients=CLIENTS, seconds=chosen.seconds * 2).tps)
+    for number in range(1, min(chosen.rounds, _ROUNDS_MAX) + 1):
+        alone.append(pgbench(source, database, clients=CLIENTS, seconds=chosen.seconds + 1).tps)
         for side in contestants(sides, number):
             side.start()
             attach(source, side)
             before = cpu_s(side.processes())
-            load = pgbench(source, database, clients=CLIENTS, seconds=chosen.seconds * 2)
+            load = pgbench(source, database, clients=CLIENTS, seconds=chosen.seconds + 1)
             used = {name: s - before.get(name, 0.0) for name, s in cpu_s(side.processes()).items()}
             rate.add(side.name, load.tps)
             # the walsender, and for Castling the source end, which may also run elsewhere (`capture_on`)
@@ -69,7 +71,7 @@ def unprotected_time(
     """
     fastest: list[float] = []
     found = {share: Contest(f"RPO p{share}, ms") for share in (50, 99)}
-    for number in range(1, chosen.rounds + 1):
+    for number in range(1, min(chosen.rounds, _ROUNDS_MAX) + 1):
         for side in contestants(sides, number):
             side.start()
             attach(source, side)
@@ -77,7 +79,7 @@ def unprotected_time(
                 fastest.append(pgbench(source, database, clients=CLIENTS, seconds=chosen.seconds).tps)
                 attach(source, side)
             with _Watch(source, side.application) as watch:
-                pgbench(source, database, clients=CLIENTS, seconds=chosen.seconds * 2, rate=fastest[0] / 2)
+                pgbench(source, database, clients=CLIENTS, seconds=chosen.seconds + 1, rate=fastest[0] / 2)
             for share, contest in found.items():
                 contest.add(side.name, quantile(watch.lags_s(), share / 100) * 1000)
             peaks.look(side)

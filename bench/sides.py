@@ -19,7 +19,7 @@ __all__ = ["Castling", "Native", "Peaks", "Side", "attach", "contestants", "core
 PUBLICATION = "native_bench"
 _TICK = os.sysconf("SC_CLK_TCK")
 #: after an end: Castling's agents make the processes of the next start ready, which is not the other's to pay
-SETTLE_S = 1.0
+SETTLE_S = 0.8
 
 
 class Side(Protocol):

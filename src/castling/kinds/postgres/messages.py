@@ -41,6 +41,8 @@ Fields = list[bytes | None]
 NULL: Final = b"\xff\xff\xff\xff"
 
 _LENGTH = struct.Struct("<I")
+#: the lengths of most messages, packed
+_SHORT: Final = [_LENGTH.pack(size) for size in range(1024)]
 _I32 = struct.Struct(">I")
 _RELATION = struct.Struct(">cH")
 _COLUMN = struct.Struct(">Ii")
@@ -211,7 +213,8 @@ def pack_frames(messages: list[bytes]) -> bytes:
     """The payload of a DATA record: each message behind its length."""
     parts: list[bytes] = []
     for message in messages:
-        parts.append(_LENGTH.pack(len(message)))
+        size = len(message)
+        parts.append(_SHORT[size] if size < 1024 else _LENGTH.pack(size))
         parts.append(message)
     return b"".join(parts)
 
