@@ -41,7 +41,10 @@ class Follower:
         """As the kind makes it, but for the first copy, which a follower has none of."""
         settings = self.stream.settings
         return PostgresTarget(
-            self.stream.group, settings.databases[self.stream.backup], on_error=settings.on_error
+            self.stream.group,
+            settings.databases[self.stream.backup],
+            on_error=settings.on_error,
+            schema=settings if settings.ddl == "carry" else None,
         )
 
     async def capture(self) -> None:
@@ -122,7 +125,13 @@ class DyingTarget(PostgresTarget):
     """Its server session is terminated before the statement numbered `left`."""
 
     def __init__(self, follower: Follower, left: int) -> None:
-        super().__init__(follower.stream.group, follower.stream.settings.databases["west"])
+        settings = follower.stream.settings
+        super().__init__(
+            follower.stream.group,
+            settings.databases["west"],
+            on_error=settings.on_error,
+            schema=settings if settings.ddl == "carry" else None,
+        )
         self._west = follower.pair.west
         self._left = left
 

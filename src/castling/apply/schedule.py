@@ -7,7 +7,7 @@ itself: it closes as soon as nothing more is waiting, so it is one transaction w
 idle, and it grows to its limits while apply is behind.
 
 A transaction too large to hold arrives in parts. It gets a target transaction of its
-own, into which each part is written as it comes.
+own, into which each part is written as it comes. So does one that its kind marks `alone`.
 """
 
 from __future__ import annotations
@@ -74,11 +74,13 @@ class Batcher:
         if item.commit is None or self._partial:
             yield from self._add_part(item)
             return
+        if item.alone:
+            yield from self.flush()
         self._pieces.append(item)
         self._changes += len(item.changes)
         self._bytes += item.size
         self._progress = item.commit.offset
-        if self._changes >= self._limits.changes or self._bytes >= self._limits.bytes:
+        if item.alone or self._changes >= self._limits.changes or self._bytes >= self._limits.bytes:
             yield from self.flush()
 
     def _add_part(self, part: Piece) -> Iterator[Write | Discard]:

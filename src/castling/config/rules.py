@@ -33,6 +33,7 @@ def problems(config: Config) -> list[Problem]:
         found += _delivery(name, group)
         found += _source_log(name, group)
         found += _seed(name, group)
+        found += _schema_changes(name, group)
         found += _figures(name, group)
         found += _renames(name, group)
         found += _narrowing(name, group)
@@ -216,6 +217,20 @@ def _seed(name: str, group: GroupSettings) -> Iterator[Problem]:
         yield (
             ("groups", name, "seed", "existing"),
             '"match" is for tables that are there: it goes with seed.schema = "expect"',
+        )
+
+
+def _schema_changes(name: str, group: GroupSettings) -> Iterator[Problem]:
+    if group.ddl == "carry" and group.seed.owners == "leave":
+        yield (
+            ("groups", name, "ddl"),
+            '"carry" goes with seed.owners = "carry": a statement is run on the target as the role that gave'
+            " it, and not as the target's user, who may do anything",
+        )
+    if group.ddl == "carry" and (group.rename or group.rows or group.columns):
+        yield (
+            ("groups", name, "ddl"),
+            '"carry" makes what the source makes; it does not go with rename, rows or columns yet',
         )
 
 

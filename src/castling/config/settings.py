@@ -191,6 +191,10 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     #: goes on; "resync": the same, and where other rows are all that is wrong it is copied anew by itself,
     #: at most three times a day; "stop": the group stops
     on_error: Literal["resync", "hold", "stop"] = "resync"
+    #: changes of the schema: "carry": event triggers on the source tell of them, and they are made on the
+    #: target in order with the rows; "stop": they are not carried, nothing is installed on the source, and a
+    #: table that no longer fits goes the way of `on_error`
+    ddl: Literal["carry", "stop"] = "stop"
     #: the database of each node of the group, by node name
     databases: dict[str, DatabaseSettings]
     #: seconds between two heartbeats through the database

@@ -112,13 +112,15 @@ class Piece:
     memory whole). `changes` are the kind's own objects; `size` estimates their bytes.
     `offset`: where the transaction stands in the source's order, known from its first
     piece: below its own Commit.offset and not below that of the transaction before it.
-    So a transaction is already applied exactly when `offset` < the target's progress.
+    So a transaction is already applied exactly when `offset` < the target's progress. `alone`: it shares
+    its target transaction with no other.
     """
 
     changes: list[Any]
     size: int
     commit: Commit | None
     offset: int
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

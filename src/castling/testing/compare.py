@@ -31,7 +31,7 @@ _TABLES = """
       JOIN pg_namespace n ON n.oid = c.relnamespace
       LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
      WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
-       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'castling')
+       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'castling', 'castling_ddl')
        AND n.nspname NOT LIKE 'pg\\_%'
      GROUP BY 1, 2
 """

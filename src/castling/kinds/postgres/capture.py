@@ -26,6 +26,7 @@ from castling.journal.record import Draft, Flag, RecordType
 from castling.kinds.postgres.catalog import Table, is_left_behind, read_tables, types_agree
 from castling.kinds.postgres.connect import connect, scrubbed
 from castling.kinds.postgres.copystream import Keepalive
+from castling.kinds.postgres.ddl_watch import DdlWatch
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.drafts import DRAFT_BYTES, DraftMaker
 from castling.kinds.postgres.heartbeat import Heartbeat
@@ -84,6 +85,7 @@ class PostgresCapture:
         self._sequences = SequenceWatch(group, settings, database)
         self._large_objects = LargeObjectWatch(group, settings, database)
         self._definitions = DefinitionWatch(group, settings, database)
+        self._ddl = DdlWatch(group, self._name, settings)
         self._log_kept = SlotWatch(group, self._name, settings, database)
         self._guard = SyncGuard(group, backup, settings, database)
         self._background: list[asyncio.Task[None]] = []
@@ -156,15 +158,17 @@ class PostgresCapture:
             connection = await connect(self._database, application_name=f"castling setup {self._group}")
         try:
             await connection.execute(f"SET statement_timeout = '{self.LOOK_S}s'".encode())
-            found = await read_published(connection, self._name, asked, narrowing_digest(self._settings))
-            tables = await read_tables(connection, measured=False)
+            async with self._ddl.looking(connection):
+                found = await read_published(connection, self._name, asked, narrowing_digest(self._settings))
+                tables = await read_tables(connection, measured=False)
+                if known is not None:
+                    check_published(found, publication=self._name, session=known)
+            await self._ddl.catch_up(connection, tables, found)
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             message = f"the source could not say what is published: {error}"
             raise SourceUnreachable(scrubbed(message, self._database)) from None
         finally:
             await connection.close()
-        if known is not None:
-            check_published(found, publication=self._name, session=known)
         listed = set(found.tables)
         missing = [str(table) for table in published(tables, self._settings) if table.oid not in listed]
         if missing and missing != self._unprotected:
@@ -227,6 +231,7 @@ class PostgresCapture:
         self._connection, self._session, self._failure = connection, token, None
         start = token.start_lsn
         self._maker = DraftMaker(resume=start, begins=begins, any_commit=any_commit, last_commit=last_commit)
+        self._maker.trusts = self._ddl.trusts
         self._begins = self._received = begins
         self._confirmed = start
         self._asked_s, self._pacing = None, Pacing()
@@ -380,7 +385,8 @@ class PostgresCapture:
 
     def _all_warnings(self) -> list[dict[str, Any]]:
         beside = self._sequences.warnings() + self._large_objects.warnings()
-        return self._guard.warnings() + self._log_kept.warnings() + self._warnings() + beside
+        watched = self._guard.warnings() + self._log_kept.warnings() + self._ddl.warnings()
+        return watched + self._warnings() + beside
 
     def report(self) -> dict[str, Any]:
         flush, resume = self._heartbeat.flush_lsn, self._maker.resume

@@ -19,6 +19,7 @@ from castling.kinds.postgres.catalog import (
 )
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.costs import judge_copy
+from castling.kinds.postgres.ddl_source import is_up
 from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
 from castling.kinds.postgres.judge import judge_source, judge_table, judge_target
 from castling.kinds.postgres.judge_beside import (
@@ -171,6 +172,8 @@ async def _ask_source(stream: Stream) -> SourceFacts:
         facts.slots_free = int(facts.settings["max_replication_slots"]) - row[4]
         facts.has_slot, facts.large_objects, facts.may_read_large_objects = row[5], row[6], row[7]
         facts.prepared = row[8]
+        name = slot_name(stream.group, stream.backup)
+        facts.has_schema_triggers = await is_up(connection, name, stream.settings)
         facts.tables = await read_tables(connection)
         facts.sequences = await read_sequences(connection, stream.settings, values=False)
         outside = await read_outside(

@@ -45,6 +45,9 @@ _OID = struct.Struct(">I")
 _MESSAGE = struct.Struct(">cBQ")
 #: prefix of the logical messages that carry something to the target
 CARRIED = b"castling:"
+#: prefix of those that say how the schema changed: their transactions stand alone (a value that was added to
+#: an enum, say, can't be used before that is committed)
+_SCHEMA: Final = b"castling:ddl"
 #: what a change costs in memory beside its bytes, about
 _OVERHEAD = 300
 
@@ -79,6 +82,7 @@ class PostgresDecoder:
         #: final LSN of the open transaction; None between transactions
         self._open: int | None = None
         self._handed_out = False
+        self._alone = False
         #: where the transaction or session before ended: progress counts on this order
         self._ended = 0
         self._parts: list[bytes] = []
@@ -106,6 +110,7 @@ class PostgresDecoder:
         self._relations, self._last = {}, None
         self._changes, self._size = [], 0
         self._open, self._handed_out, self._ended = None, False, 0
+        self._alone = False
         self._parts, self._parts_size = [], 0
 
     def _whole(self, record: Record) -> bytes:
@@ -172,8 +177,10 @@ class PostgresDecoder:
         if end_lsn <= commit_lsn:
             raise DecodeError("a transaction ends before its commit")
         self._ended = end_lsn
-        piece = Piece(self._changes, self._size, Commit(end_lsn, unix_ns(time), position), self._open)
+        commit = Commit(end_lsn, unix_ns(time), position)
+        piece = Piece(self._changes, self._size, commit, self._open, self._alone)
         self._changes, self._size, self._open, self._handed_out = [], 0, None, False
+        self._alone = False
         return piece
 
     def _part(self) -> Piece:
@@ -277,6 +284,7 @@ class PostgresDecoder:
             return
         if int.from_bytes(message[end + 1 : end + 5], "big") != len(message) - end - 5:
             raise DecodeError("a logical message is not as long as it says")
+        self._alone = self._alone or prefix == _SCHEMA
         self._add(Message(prefix.decode(errors="replace"), message[end + 5 :]), len(message))
 
     def _truncate(self, message: bytes) -> Truncate:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import final
 
 from castling.errors import ContinuityLost, DecodeError
 from castling.journal.record import Draft, Flag, RecordType
+from castling.kinds.postgres.ddl_message import DDL_PREFIX
 from castling.kinds.postgres.heartbeat import PREFIX
 from castling.kinds.postgres.lsn import lsn_text
 from castling.kinds.postgres.messages import pack_frames, unix_ns
@@ -43,6 +44,7 @@ _BEGIN = struct.Struct(">cQqI")
 _COMMIT = struct.Struct(">cBQQq")
 _MESSAGE = struct.Struct(">cBQ")
 _HEARTBEAT = PREFIX.encode() + b"\0"
+_DDL = DDL_PREFIX.encode() + b"\0"
 _LENGTH = struct.Struct("<I")
 
 
@@ -71,6 +73,8 @@ class DraftMaker:
         #: a transaction that ends behind the last one and before `resume` is of another history
         self._strict = not any_commit
         self._last_held = self.last_commit
+        #: asked of each message about the schema: whether the source's own triggers wrote it
+        self.trusts: Callable[[bytes], bool] | None = None
         #: open transactions that are streamed; one of them has committed and is being told
         self.spool = Spool()
         self.is_unspooling = False
@@ -160,6 +164,8 @@ class DraftMaker:
             self._descriptions[message[:5]] = message
         elif kind == 0x4D:  # M
             self._note_heartbeat(message)
+            if not self._is_trusted(message):
+                return
         if self._passing_over:
             if kind == 0x43:
                 self._pass_over(message)
@@ -237,6 +243,12 @@ class DraftMaker:
         if content < len(message):
             with contextlib.suppress(ValueError):
                 self.heartbeat_ns = int(message[content:])
+
+    def _is_trusted(self, message: bytes) -> bool:
+        """Anybody can write a message, and what one about the schema says is executed on the target."""
+        if not message.startswith(_DDL, _MESSAGE.size):
+            return True
+        return self.trusts is not None and self.trusts(message[_MESSAGE.size + len(_DDL) + 4 :])
 
     # --- drafts -------------------------------------------------------------------------------
 

@@ -80,6 +80,10 @@ class EmptiedTables:
                 kept.append(change)
         return kept
 
+    def forget(self, table: tuple[str, str]) -> bool:
+        """Something else than a TRUNCATE makes the table right; whether it was waiting for one."""
+        return self._now.pop(table, None) is not None
+
     async def settle(
         self, connection: AsyncConnection[Any], offset: int, elsewhere: Collection[tuple[str, str]]
     ) -> None:

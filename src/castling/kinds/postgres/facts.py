@@ -64,6 +64,8 @@ class SourceFacts:
     column_lists: dict[int, str] = field(default_factory=dict)
     #: by extension
     extension_schemas: dict[str, str] = field(default_factory=dict)
+    #: what tells of schema changes is installed for this stream
+    has_schema_triggers: bool = False
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from psycopg import AsyncConnection
 from castling.errors import SourceUnreachable, TargetUnreachable
 from castling.kinds.base import Stream
 from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.ddl_source import uninstall
 from castling.kinds.postgres.foreign_notes import unwatch
 from castling.kinds.postgres.progress import origin_name
 from castling.kinds.postgres.seed_parts import PARTS_TABLES
@@ -63,6 +64,7 @@ async def _forget_source(stream: Stream) -> None:
                 await asyncio.sleep(0.1)
         name = slot_name(stream.group, stream.backup)
         await connection.execute(f"DROP PUBLICATION IF EXISTS {name}".encode())
+        await uninstall(connection, name)
     finally:
         await connection.close()
 
@@ -96,6 +98,7 @@ async def _forget_target(stream: Stream) -> None:
             "seed_emptied",
             "sequences",
             "table_positions",
+            "schema_changes_aside",
             *_BESIDE,
         ):
             if table in there:

@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from psycopg import AsyncConnection
 
@@ -31,7 +31,7 @@ from castling.kinds.postgres.lsn import lsn_text, parse_lsn
 from castling.kinds.postgres.messages import Relation
 from castling.kinds.postgres.neighbours import MAKE_ALONE
 
-__all__ = ["CREATE_POSITIONS", "Place", "TablePositions", "concerns_table", "copy_mends", "due"]
+__all__ = ["CREATE_POSITIONS", "Place", "TablePositions", "concerns_table", "copy_mends", "due", "stand"]
 
 CREATE_POSITIONS = (
     MAKE_ALONE
@@ -42,6 +42,7 @@ CREATE_POSITIONS = (
         name text NOT NULL,
         state text NOT NULL CHECK (state IN ('live', 'held', 'releasing', 'ahead', 'lost')),
         lsn pg_lsn NOT NULL DEFAULT '0/0',
+        shape pg_lsn,
         since timestamptz NOT NULL DEFAULT pg_catalog.now(),
         reason text NOT NULL DEFAULT '',
         sqlstate text,
@@ -88,6 +89,9 @@ class Place:
     copying: bool = False
     #: it is in no row of `table_positions`: its lane was ahead when the session began
     by_lane: bool = False
+    #: the position up to which the schema's changes of it are made; of a copied table that is another than
+    #: that of its rows
+    shape: int = 0
 
 
 def concerns_table(sqlstate: object) -> bool:
@@ -98,6 +102,19 @@ def concerns_table(sqlstate: object) -> bool:
 def copy_mends(error: TargetError) -> bool:
     """Whether other rows are all that is wrong: rows that are missing, or there already."""
     return isinstance(error, TargetDiverged) and error.context.get("sqlstate") in (None, *_ROWS_THERE)
+
+
+def stand(place: Place | None, offset: int, progress: int) -> Literal["due", "behind", "past"]:
+    """What a change of the schema at `offset` is to a table that stands at `place`. Pure.
+
+    One that is to be copied anew, or was, is elsewhere in its rows only: its shape goes with the stream. One
+    on hold is behind: what it lacks was made for the shape that it has.
+    """
+    if place is None or place.state == "live":
+        return "due" if offset >= progress else "past"
+    if offset < place.shape:
+        return "past"
+    return "behind" if place.state == "held" and not place.copying else "due"
 
 
 def due(place: Place | None, offset: int, progress: int) -> bool:
@@ -118,21 +135,28 @@ class TablePositions:
         self._settled = 0
         #: what the open transaction will make of them; None: the table is where the stream is
         self._next: dict[Table, Place | None] = {}
+        #: those that it has put somewhere else before its end
+        self._moved: dict[Table, Place | None] = {}
 
     async def load(self, connection: AsyncConnection[Any]) -> None:
         cursor = await connection.execute(
-            "SELECT schema, name, state, lsn::text, since, reason, sqlstate, copying"
+            "SELECT schema, name, state, lsn::text, since, reason, sqlstate, copying,"
+            " COALESCE(shape, lsn)::text"
             " FROM castling.table_positions WHERE stream = %s",
             (self._stream,),
         )
         self._places = {
-            (schema, name): Place(state, parse_lsn(lsn), since, reason, sqlstate, copying)
-            for schema, name, state, lsn, since, reason, sqlstate, copying in await cursor.fetchall()
+            (schema, name): Place(
+                state, parse_lsn(lsn), since, reason, sqlstate, copying, shape=parse_lsn(shape)
+            )
+            for schema, name, state, lsn, since, reason, sqlstate, copying, shape in await cursor.fetchall()
         }
         for table, offset in self._ahead.items():
             if table not in self._places or self._places[table].state == "live":
-                self._places[table] = Place("ahead", offset, datetime.now(UTC), "", None, by_lane=True)
-        self._next = {}
+                self._places[table] = Place(
+                    "ahead", offset, datetime.now(UTC), "", None, by_lane=True, shape=offset
+                )
+        self._next, self._moved = {}, {}
 
     @property
     def are_still(self) -> bool:
@@ -140,19 +164,24 @@ class TablePositions:
         return not any(place.state in ("releasing", "ahead") for place in self._places.values())
 
     def start(self, progress: int) -> int:
-        """Where a session has to begin so that every table gets what it needs."""
-        return min([progress, *(each.offset for each in self._places.values() if each.state == "releasing")])
+        """Where a session has to begin so that every table gets what it needs: its changes, or those of its
+        shape before it is copied anew."""
+        places = self._places.values()
+        rows = [each.offset for each in places if each.state == "releasing"]
+        shapes = [each.shape for each in places if each.state == "releasing" or each.copying]
+        return min([progress, *rows, *shapes])
 
     def pinned(self, progress: int) -> int:
         """The position after which the journal must be kept."""
         places = self._places.values()
-        return min([progress, *(each.offset for each in places if each.state in _PINNING or each.copying)])
+        needed = [each for each in places if each.state in _PINNING or each.copying]
+        return min([progress, *(min(each.offset, each.shape) for each in needed)])
 
     # --- in a transaction ---------------------------------------------------------------------
 
     def keep(self, pieces: Sequence[Piece], progress: int) -> list[Change]:
         """The changes that their tables still need, in order."""
-        if not self._places and all(piece.offset >= progress for piece in pieces):
+        if not self._places and not self._moved and all(piece.offset >= progress for piece in pieces):
             return [change for piece in pieces for change in piece.changes]
         kept: list[Change] = []
         for piece in pieces:
@@ -171,19 +200,83 @@ class TablePositions:
         return Truncate(relations, change.cascade, change.restart_identity) if relations else None
 
     def _due(self, relation: Relation, offset: int, progress: int) -> bool:
-        return due(self._places.get((relation.schema, relation.name)), offset, progress)
+        return due(self._place((relation.schema, relation.name)), offset, progress)
+
+    def _place(self, table: Table) -> Place | None:
+        return self._moved[table] if table in self._moved else self._places.get(table)
+
+    def stands(self, table: Table, offset: int, progress: int) -> Literal["due", "behind", "past"]:
+        """What a change of the schema at `offset` is to `table`."""
+        if self._moved.get(table) is not None:
+            return "due"  # by this very transaction: a copy of it comes later
+        return stand(self._place(table), offset, progress)
+
+    def is_copied(self, table: Table) -> bool:
+        """Whether it is to be copied anew."""
+        place = self._place(table)
+        return place is not None and place.copying
+
+    async def copy_from(
+        self,
+        connection: AsyncConnection[Any],
+        table: Table,
+        offset: int,
+        reason: str | None,
+        *,
+        now: bool = True,
+    ) -> None:
+        """In the open transaction: its rows are to be copied, from a view of the source that is later than
+        `offset`; changes of it are left out from here. `reason` None: as it was. `now` False: it can't be
+        copied yet, and the stream has nothing of it."""
+        before = self._place(table)
+        reason = reason if before is None or reason is not None else before.reason
+        state = "held" if now else "lost"
+        await connection.execute(
+            "INSERT INTO castling.table_positions AS t"
+            " (stream, schema, name, state, lsn, shape, reason, copying)"
+            " VALUES (%s, %s, %s, %s, %s::pg_catalog.pg_lsn, %s::pg_catalog.pg_lsn, %s, %s)"
+            " ON CONFLICT (stream, schema, name) DO UPDATE SET state = excluded.state, lsn = excluded.lsn,"
+            " shape = excluded.shape, reason = excluded.reason, copying = excluded.copying, sqlstate = NULL",
+            (self._stream, *table, state, lsn_text(offset), lsn_text(offset), reason or "", now),
+        )
+        since = datetime.now(UTC) if before is None else before.since
+        self._moved[table] = Place(state, offset, since, reason or "", None, copying=now, shape=offset)
+
+    def rows_are_later(self, table: Table, offset: int) -> bool:
+        """Whether its rows are of a later moment than a change of the schema at `offset`."""
+        place = self._place(table)
+        return place is not None and not place.copying and place.offset > offset
+
+    async def shaped(self, connection: AsyncConnection[Any], table: Table, offset: int) -> None:
+        """In the open transaction: the schema's changes of it are made up to `offset`."""
+        place = self._place(table)
+        if place is None or place.state == "live":
+            return
+        await connection.execute(
+            f"UPDATE castling.table_positions SET shape = %s::pg_catalog.pg_lsn {_OF_TABLE}".encode(),
+            (lsn_text(offset), self._stream, *table),
+        )
+        self._moved[table] = replace(place, shape=offset)
+
+    async def forget(self, connection: AsyncConnection[Any], table: Table) -> None:
+        """In the open transaction: the table is gone, and nothing of it is lacking."""
+        await connection.execute(
+            f"DELETE FROM castling.table_positions {_OF_TABLE}".encode(), (self._stream, *table)
+        )
+        self._moved[table] = None
 
     def elsewhere(self) -> set[Table]:
         """The tables that are not where the stream is."""
-        return {table for table, place in self._places.items() if place.state != "live"}
+        places = self._places | self._moved
+        return {table for table, place in places.items() if place is not None and place.state != "live"}
 
     async def settle(self, connection: AsyncConnection[Any], offset: int, progress: int) -> None:
         """Before the commit that takes the target to `offset`, in the same transaction: the tables that are
         on their way are there too; those that have reached the stream are forgotten."""
         self._next = {}
         self._settled = offset
-        for table, place in self._places.items():
-            if place.state not in ("releasing", "ahead") or offset < place.offset:
+        for table, place in (self._places | self._moved).items():
+            if place is None or place.state not in ("releasing", "ahead") or offset < place.offset:
                 continue
             if offset >= progress:
                 self._next[table] = None
@@ -192,24 +285,24 @@ class TablePositions:
                 await connection.execute(_LIVE, (self._stream, *table))
                 await connection.execute(_FORGET, (self._stream, *table))
             elif place.state == "releasing":
-                self._next[table] = replace(place, offset=offset)
+                self._next[table] = replace(place, offset=offset, shape=offset)
                 await connection.execute(
-                    "UPDATE castling.table_positions SET lsn = %s::pg_catalog.pg_lsn"
-                    " WHERE stream = %s AND schema = %s AND name = %s",
-                    (lsn_text(offset), self._stream, *table),
+                    "UPDATE castling.table_positions SET lsn = %s::pg_catalog.pg_lsn,"
+                    " shape = %s::pg_catalog.pg_lsn WHERE stream = %s AND schema = %s AND name = %s",
+                    (lsn_text(offset), lsn_text(offset), self._stream, *table),
                 )
 
     def committed(self) -> None:
-        for table, place in self._next.items():
+        for table, place in (self._moved | self._next).items():
             if place is None:
                 self._places.pop(table, None)
             else:
                 self._places[table] = place
         self._ahead = {table: offset for table, offset in self._ahead.items() if offset > self._settled}
-        self._next = {}
+        self._next, self._moved = {}, {}
 
     def rolled_back(self) -> None:
-        self._next = {}
+        self._next, self._moved = {}, {}
 
     # --- between transactions -----------------------------------------------------------------
 
@@ -229,14 +322,15 @@ class TablePositions:
             for relation in tables:
                 await connection.execute(
                     "INSERT INTO castling.table_positions AS t"
-                    " (stream, schema, name, state, lsn, reason, sqlstate, copying, tries)"
-                    " VALUES (%(s)s, %(n)s, %(t)s, 'held', %(l)s::pg_catalog.pg_lsn, %(r)s, %(c)s, %(a)s,"
-                    " %(a)s::int)"
+                    " (stream, schema, name, state, lsn, shape, reason, sqlstate, copying, tries)"
+                    " VALUES (%(s)s, %(n)s, %(t)s, 'held', %(l)s::pg_catalog.pg_lsn,"
+                    " %(l)s::pg_catalog.pg_lsn, %(r)s, %(c)s, %(a)s, %(a)s::int)"
                     " ON CONFLICT (stream, schema, name) DO UPDATE SET state = 'held', wanted = NULL,"
                     " reason = excluded.reason, sqlstate = excluded.sqlstate,"
                     f" copying = excluded.copying AND ({_RECENT}) < {COPIES_MAX},"
                     f" tries = ({_RECENT}) + excluded.tries,"
                     " since = CASE WHEN t.state = 'live' THEN excluded.since ELSE t.since END,"
+                    " shape = CASE WHEN t.state = 'live' THEN excluded.lsn ELSE t.shape END,"
                     " lsn = CASE WHEN t.state = 'live' THEN excluded.lsn ELSE t.lsn END",
                     {
                         "s": self._stream,
@@ -258,6 +352,7 @@ class TablePositions:
         cursor = await connection.execute(
             "UPDATE castling.table_positions SET wanted = NULL,"
             " since = CASE WHEN state = 'live' THEN pg_catalog.now() ELSE since END,"
+            " shape = CASE WHEN state = 'live' THEN %s::pg_catalog.pg_lsn ELSE COALESCE(shape, lsn) END,"
             " lsn = CASE WHEN state = 'live' OR (state = 'lost' AND wanted = 'resync')"
             " THEN %s::pg_catalog.pg_lsn ELSE lsn END,"
             " tries = CASE wanted WHEN 'resync' THEN 0 ELSE tries END,"
@@ -265,7 +360,7 @@ class TablePositions:
             " state = CASE WHEN wanted <> 'release' AND state IN ('live', 'releasing', 'ahead') THEN 'held'"
             " WHEN wanted = 'release' AND state = 'held' AND NOT copying THEN 'releasing' ELSE state END"
             " WHERE stream = %s AND wanted IS NOT NULL RETURNING schema, name",
-            (lsn_text(progress), self._stream),
+            (lsn_text(progress), lsn_text(progress), self._stream),
         )
         return sorted(f"{schema}.{name}" for schema, name in await cursor.fetchall())
 
@@ -284,10 +379,11 @@ class TablePositions:
         `progress`, and one that is behind even that is lost too."""
         await connection.execute(
             "UPDATE castling.table_positions SET state = 'lost', copying = copying AND state <> 'lost',"
+            " shape = %s::pg_catalog.pg_lsn,"
             " lsn = CASE WHEN copying THEN %s::pg_catalog.pg_lsn ELSE lsn END"
             " WHERE stream = %s AND schema || '.' || name = %s AND wanted IS NULL"
             " AND (state IN ('held', 'releasing') OR copying)",
-            (lsn_text(progress), self._stream, part),
+            (lsn_text(progress), lsn_text(progress), self._stream, part),
         )
         await self.load(connection)
 

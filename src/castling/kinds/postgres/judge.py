@@ -10,7 +10,11 @@ from castling.kinds.base import Finding, Severity
 from castling.kinds.postgres.catalog import Table
 from castling.kinds.postgres.costs import identity_cost
 from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
-from castling.kinds.postgres.judge_beside import judge_large_objects, judge_sequences
+from castling.kinds.postgres.judge_beside import (
+    judge_large_objects,
+    judge_schema_changes,
+    judge_sequences,
+)
 from castling.kinds.postgres.judge_log import judge_log
 from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.naming_definitions import named_text
@@ -116,14 +120,7 @@ def _judge_beside_tables(facts: SourceFacts, settings: GroupSettings) -> list[Fi
                 "COMMIT PREPARED or ROLLBACK PREPARED each",
             )
         )
-    found.append(
-        warning(
-            "schema",
-            "ddl-not-carried",
-            "changes of the schema are not carried; a change that no longer fits stops the apply by name",
-            "make the same change on the target first (adding) or last (removing)",
-        )
-    )
+    found += judge_schema_changes(facts, settings)
     chosen = {str(table) for table in published(facts.tables, settings)}
     for name, child, parent in facts.foreign_keys:
         if settings.seed.schema == "create" and child in chosen and parent not in chosen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from castling.config import GroupSettings
 from castling.kinds.base import Finding, Severity
 from castling.kinds.postgres.catalog import table_name
+from castling.kinds.postgres.ddl_source import installation
 from castling.kinds.postgres.definitions import Thing, differences, finding, judge_extensions
 from castling.kinds.postgres.facts import SourceFacts, TargetFacts, refused, warning
 from castling.kinds.postgres.sequence_watch import SourceSequence
@@ -13,6 +14,7 @@ __all__ = [
     "judge_large_objects",
     "judge_needed",
     "judge_outside",
+    "judge_schema_changes",
     "judge_sequences",
     "judge_target_sequences",
     "judge_watching",
@@ -37,6 +39,40 @@ def judge_large_objects(facts: SourceFacts, settings: GroupSettings) -> Finding:
         " source's log, whole",
         "as of when they are on the target is in `castling group status`",
     )
+
+
+def judge_schema_changes(facts: SourceFacts, settings: GroupSettings) -> list[Finding]:
+    if settings.ddl == "stop":
+        return [
+            warning(
+                "schema",
+                "ddl-not-carried",
+                "changes of the schema are not carried; a table that no longer fits goes the way of on_error",
+                'make the same change on the target first (adding) or last (removing); or set ddl = "carry"',
+            )
+        ]
+    if not facts.may_set_names:
+        return [
+            refused(
+                "schema",
+                "no-superuser",
+                "the source's user is no superuser, which making event triggers needs",
+                'use a superuser on the source, or set ddl = "stop"',
+            )
+        ]
+    if facts.has_schema_triggers:
+        return [Finding(Severity.OK, "schema", "ddl-carried", "changes of the schema are carried")]
+    return [
+        Finding(
+            Severity.CHANGE,
+            "schema",
+            "installs-schema-triggers",
+            "three event triggers (castling_ddl_end, castling_ddl_drop, castling_ddl_rewrite) and the schema"
+            " castling_ddl with their functions are installed on the source, to tell of schema changes",
+            "the SQL is in the finding's context (--json); `castling group remove` takes it away",
+            {"sql": installation()},
+        )
+    ]
 
 
 def judge_sequences(sequences: list[SourceSequence], settings: GroupSettings) -> list[Finding]:

@@ -80,6 +80,7 @@ class PostgresKind:
             ),
             on_error=stream.settings.on_error,
             naming=Naming(stream.settings.rename).digest,
+            schema=stream.settings if stream.settings.ddl == "carry" else None,
         )
         lanes = stream.settings.lanes
         return main if lanes == 1 else LanesTarget(main, stream.group, _target(stream), lanes)

@@ -43,6 +43,13 @@ class Lane:
         assert self._connection is not None
         self._writer = Writer(self._connection, Mapping(self._connection))
 
+    async def forget_tables(self) -> None:
+        """Tables are about to change, and this session's staging tables have columns of their types."""
+        if self._connection is not None:
+            with explained():
+                await self._connection.execute(b"DISCARD TEMP")
+            self.renew()
+
     @property
     def at(self) -> tuple[Relation, ...]:
         """The tables that are being written: whose an error is."""

@@ -20,6 +20,7 @@ from castling.config import DatabaseSettings
 from castling.errors import TargetError
 from castling.kinds.base import Commit, Held, Piece
 from castling.kinds.postgres.changes import Change
+from castling.kinds.postgres.ddl_message import changes_schema
 from castling.kinds.postgres.lane import Lane
 from castling.kinds.postgres.lanes import Table, are_known, split
 from castling.kinds.postgres.large_objects import LARGE_OBJECTS_PREFIX
@@ -63,7 +64,8 @@ class LanesTarget:
 
     async def apply(self, pieces: Sequence[Piece]) -> None:
         self._parts = None
-        if pieces[-1].commit is not None and self._main.is_even:
+        changed = changes_schema(pieces)
+        if pieces[-1].commit is not None and self._main.is_even and not changed:
             changes = self._main.kept(pieces)
             if not self._lane_of:
                 await self._begin()
@@ -71,6 +73,9 @@ class LanesTarget:
             self._is_new = self._parts is None and not are_known(changes, self._lane_of)
         if self._parts is None:
             await self._settle_for_main()
+            if changed:
+                for lane in self._lanes:
+                    await lane.forget_tables()
             await self._main.apply(pieces)
 
     async def commit(self, commit: Commit) -> None:

@@ -86,6 +86,10 @@ class Mapping:
         self._known[relation.oid] = (relation, table)
         return table
 
+    def forget(self) -> None:
+        """The target's tables may have changed."""
+        self._known.clear()
+
     async def _look_up(self, relation: Relation) -> TargetTable:
         found = await find_columns(self._connection, relation.schema, relation.name)
         return matched(relation, found, is_partitioned=any(column.in_partitioned for column in found))

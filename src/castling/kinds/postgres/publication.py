@@ -20,6 +20,7 @@ from psycopg import AsyncConnection
 from castling.config import GroupSettings
 from castling.errors import ContinuityLost, NotReplicable, SeedFailed
 from castling.kinds.postgres.catalog import Table, is_chosen, read_tables
+from castling.kinds.postgres.ddl_source import begin_anew, install, read_noted
 from castling.kinds.postgres.naming import CLASH, Naming, clashes
 from castling.kinds.postgres.narrowing import (
     Narrowed,
@@ -126,11 +127,17 @@ async def ensure_publication(
     try:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'".encode())
+            carry = settings.ddl == "carry"
+            if carry:  # what is done here is not for the target
+                await connection.execute(b"SET LOCAL session_replication_role = replica")
             narrowed = await publish(connection, name, tables, settings)
             needing = keyless + [table for table, _ in needing_identity(narrowed, tables)]
             for table in needing:
                 await connection.execute(f"ALTER TABLE ONLY {table.sql} REPLICA IDENTITY FULL".encode())
             _refuse(identity_conflicts(needing, await read_column_lists(connection)))
+            await begin_anew(connection, name)
+            if carry:
+                await install(connection, name, settings)
     except psycopg.errors.LockNotAvailable as error:
         raise SeedFailed(
             "a table that is to be published is locked by another session",
@@ -221,4 +228,11 @@ async def read_published(
     existing = [int(row[0]) for row in await cursor.fetchall()]
     now = {one.oid: one.mark for one in await read_narrowed(connection, name)}
     same = all(now.get(table) == marks.get(table) for table in tables)
-    return Published(tables, existing, whole and same)
+    told = await read_noted(connection, name)
+    if told is None:
+        return Published(tables, existing, whole and same)
+    cursor = await connection.execute(
+        "SELECT oid::int8 FROM pg_catalog.pg_class WHERE oid = ANY(%s::oid[])",
+        ([oid for oid, is_listed in told.items() if is_listed],),
+    )
+    return Published(tables, existing, whole and same, [int(row[0]) for row in await cursor.fetchall()])

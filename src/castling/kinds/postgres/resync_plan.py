@@ -26,6 +26,8 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     schema: str
     table: str
     reason: str
+    #: of the view in which it was looked for; 0: whenever
+    lsn: int = 0
 
 
 PartRequest = Anew | Refused

@@ -92,7 +92,9 @@ class _Copies:
             table = chosen.get((schema, name))
             try:
                 if table is None:
-                    await self._tell(Refused(schema, name, _UNKNOWN))
+                    # where names are carried, the stream may not have come to the one that it has here
+                    view = self._view.lsn if self._settings.ddl == "carry" else 0
+                    await self._tell(Refused(schema, name, _UNKNOWN, view))
                 else:
                     await self._copy(table)
             except (SeedFailed, StateError) as error:

@@ -96,6 +96,8 @@ class TableCopies:
         applied = await progress.read(connection, self._group)
         try:
             if isinstance(request, Refused):
+                if request.lsn and self._is_early(request, applied):
+                    raise SeedFailed(f"{request.schema}.{request.table}: {request.reason}; it is asked again")
                 await self._note(connection, request, None)
                 return b""
             return str(await self._take(connection, request, body)).encode()
@@ -117,7 +119,7 @@ class TableCopies:
         finally:
             await connection.close()
 
-    def _is_early(self, request: Anew, applied: int) -> bool:
+    def _is_early(self, request: Anew | Refused, applied: int) -> bool:
         """Whether a refused copy is to be tried once more. It is of a later moment than what was `applied`
         when it began, and what came between may be what it lacks (a column, say); not so one that began
         after the stream had passed an earlier refused one."""

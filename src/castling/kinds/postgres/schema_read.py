@@ -34,7 +34,7 @@ WITH relation AS MATERIALIZED (
       FROM pg_catalog.pg_class c
       JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
      WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
-       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'castling')
+       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'castling', 'castling_ddl')
        AND n.nspname NOT LIKE 'pg\\_toast%'
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
                         WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
@@ -125,7 +125,8 @@ SELECT 'statistics', r.nspname, r.chosen_by, pg_catalog.format('%I.%I', sn.nspna
 _OTHERS = """
 WITH ours AS MATERIALIZED (
     SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace n
-     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'castling') AND n.nspname NOT LIKE 'pg\\_%'
+     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'castling', 'castling_ddl')
+       AND n.nspname NOT LIKE 'pg\\_%'
 ), of_extension AS MATERIALIZED (
     SELECT classid, objid FROM pg_catalog.pg_depend WHERE deptype = 'e'
 ), object AS MATERIALIZED (

@@ -23,7 +23,7 @@ __all__ = ["SeedArchive"]
 
 _ARCHIVE_MAX = 256 << 20
 #: in an archive's list of contents
-_WATCHING = re.compile(r" (TRIGGER \S.* castling_watch|EVENT TRIGGER \S+ castling_watch_\w+) ")
+_WATCHING = re.compile(r" (TRIGGER \S.* castling_watch|EVENT TRIGGER \S+ castling_(watch|ddl)_\w+) ")
 
 
 class SeedArchive:
@@ -73,8 +73,8 @@ class SeedArchive:
         )
 
     async def _chosen(self, section: str) -> list[str]:
-        """What of a section is restored. Where the source is itself a target, it has triggers that watch it;
-        they are not its own."""
+        """What of a section is restored. The source may have triggers that tell of its schema changes, and
+        such that watch it where it is itself a target; they are not its own."""
         contents = (await self.contents(section)).decode(errors="surrogateescape").splitlines(keepends=True)
         own = [line for line in contents if not _WATCHING.search(line)]
         if len(own) == len(contents):

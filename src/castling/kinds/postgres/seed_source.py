@@ -280,6 +280,7 @@ class PostgresSeedSource:
             "--no-publications",
             "--no-subscriptions",
             "--exclude-schema=castling",
+            "--exclude-schema=castling_ddl",
             f"--snapshot={view.snapshot}",
             *left_out,
             settings=self._database,

@@ -61,7 +61,7 @@ SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, c.relfilenode::int8
   FROM pg_catalog.pg_sequence s
   JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relpersistence <> 't' AND n.nspname <> 'castling'
+ WHERE c.relpersistence <> 't' AND n.nspname NOT IN ('castling', 'castling_ddl')
    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
                     WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
                       AND d.deptype = 'e')

@@ -104,11 +104,13 @@ class Source(msgspec.Struct, frozen=True):
 class Published(msgspec.Struct, frozen=True):
     """What the publication holds now, by table identifier. `existing`: of those that were asked for,
     the tables that are still there; `whole`: it publishes every operation, and every row and column but what
-    the group was to leave out when it was made."""
+    the group was to leave out when it was made. `noted`: what it should hold, as the triggers of carried
+    schema changes have noted it; None: they have not."""
 
     tables: list[int]
     existing: list[int]
     whole: bool
+    noted: list[int] | None = None
 
 
 def slot_name(group: str, backup: str) -> str:
@@ -228,17 +230,24 @@ def check_published(found: Published, *, publication: str, session: Session) -> 
             " tables",
             hint=RESEED,
         )
+    if found.noted is not None:
+        _check_listed(set(found.tables), set(found.noted), set(found.noted), publication)
+        return
     if not session.tables:
         if session.tables_digest and session.tables_digest != _digest(found.tables):
             raise ContinuityLost(
                 f"the publication {publication} was changed: other tables are published", hint=RESEED
             )
         return
-    if set(found.tables) - set(session.tables):
+    _check_listed(set(found.tables), set(session.tables), set(found.existing), publication)
+
+
+def _check_listed(tables: set[int], known: set[int], needed: set[int], publication: str) -> None:
+    if tables - known:
         raise ContinuityLost(
             f"tables were added to the publication {publication} that were never copied", hint=RESEED
         )
-    if set(found.existing) - set(found.tables):
+    if needed - tables:
         raise ContinuityLost(
             f"tables were taken out of the publication {publication}; their changes since are lost",
             hint=RESEED,

@@ -22,11 +22,13 @@ from typing import Any, Literal
 import psycopg
 from psycopg import AsyncConnection
 
-from castling.config import DatabaseSettings
+from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import PartsMoved, TargetError, TargetForeign, TargetUnreachable
 from castling.kinds.base import Commit, Held, Piece
 from castling.kinds.postgres import progress
 from castling.kinds.postgres.changes import Change, coalesce
+from castling.kinds.postgres.ddl_apply import SchemaChanges, TablesRefused
+from castling.kinds.postgres.ddl_message import DDL_PREFIX, runs
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.emptied import EmptiedTables
 from castling.kinds.postgres.foreign_watch import ForeignWatch
@@ -60,6 +62,7 @@ class PostgresTarget:
         foreign: ForeignWatch | None = None,
         on_error: Literal["resync", "hold", "stop"] = "stop",
         naming: str = "",
+        schema: GroupSettings | None = None,
     ) -> None:
         self._naming = naming
         self._seeded = seeded
@@ -73,6 +76,9 @@ class PostgresTarget:
         self._emptied = EmptiedTables(group)
         self._positions = TablePositions(group)
         self.lanes = LaneRows(group)
+        self._schema = (
+            None if schema is None else SchemaChanges(group, schema, self._positions, self._emptied)
+        )
         self._in_transaction = False
         self._definitions = definitions
         self._foreign = foreign
@@ -96,6 +102,8 @@ class PostgresTarget:
             await self._emptied.load(connection)
             await self._sequences.load(connection)
             await self._large_objects.load(connection)
+            if self._schema is not None:
+                await self._schema.load(connection)
             self._progress = await progress.read(connection, self._group)
             self._progress, ahead = await self.lanes.take_over(connection, self._progress)
             await self._positions.do_wanted_and_load(connection, self._progress, ahead)
@@ -147,6 +155,24 @@ class PostgresTarget:
         return self._emptied.keep(self._positions.keep(pieces, self._progress))
 
     async def apply(self, pieces: Sequence[Piece]) -> None:
+        for run, message in runs(pieces):
+            await self._apply_rows(run)
+            if message is not None and self._schema is not None:
+                await self._change_schema(self._schema, message.content, run[-1].offset)
+
+    async def _change_schema(self, schema: SchemaChanges, content: bytes, offset: int) -> None:
+        assert self._writer is not None
+        self._writer.heard.add(DDL_PREFIX)
+        try:
+            with explained():
+                await schema.take(self._begin, self._writer, content, offset=offset, progress=self._progress)
+        except TablesRefused as refused:
+            await self.rollback()
+            tables = [Relation(0, *table, "d", ()) for table in refused.tables]
+            await self.hold(refused.error, tables, self._progress, changed=True)
+            raise refused.error from refused
+
+    async def _apply_rows(self, pieces: Sequence[Piece]) -> None:
         changes = self.kept(pieces)
         if not changes:
             return
@@ -175,12 +201,18 @@ class PostgresTarget:
             self._emptied.committed()
             self._positions.committed()
             self.lanes.committed()
+            if self._schema is not None:
+                self._schema.committed()
 
-    async def hold(self, error: TargetError, tables: Sequence[Relation], offset: int) -> None:
+    async def hold(
+        self, error: TargetError, tables: Sequence[Relation], offset: int, *, changed: bool = False
+    ) -> None:
         """Put the tables of which an error speaks on hold, where they are up to `offset`: PartsMoved. Nothing
-        when that is not the way."""
+        when that is not the way. `changed`: their schema could not be changed, whatever the error says."""
         sqlstate = error.context.get("sqlstate")
-        if self._on_error == "stop" or error.retryable or not tables or not concerns_table(sqlstate):
+        if self._on_error == "stop" or error.retryable or not tables:
+            return
+        if not changed and not concerns_table(sqlstate):
             return
         told = None if sqlstate is None else str(sqlstate)
         with explained():
@@ -195,6 +227,8 @@ class PostgresTarget:
         self._emptied.rolled_back()
         self._positions.rolled_back()
         self.lanes.rolled_back()
+        if self._schema is not None:
+            self._schema.rolled_back()
         if connection is None or connection.closed or not self._in_transaction:
             return
         self._in_transaction = False
@@ -297,7 +331,9 @@ class PostgresTarget:
             "replays": None if self._writer is None else self._writer.replays,
             "warnings": self._sequences.warnings()
             + self._large_objects.warnings()
+            + ([] if self._schema is None else self._schema.warnings())
             + ([] if self._foreign is None else self._foreign.warnings()),
+            "schema_changes": None if self._schema is None else self._schema.report(),
             "foreign_writes": None if self._foreign is None else self._foreign.report(),
             "definitions": None if self._definitions is None else self._definitions.report(),
             "beside": {

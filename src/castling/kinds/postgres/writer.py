@@ -189,6 +189,15 @@ class Writer:
         """The transaction that made staging tables was rolled back."""
         self._stages.clear()
 
+    async def forget_tables(self) -> None:
+        """The target's tables are about to change. Staging tables have columns of their types, which would be
+        in the way of that."""
+        for name in self._stages.values():
+            await self._connection.execute(f"DROP TABLE IF EXISTS pg_temp.{name}".encode())
+        self._stages.clear()
+        self._mapping.forget()
+        self.at = ()
+
     # --- as sets ------------------------------------------------------------------------------
 
     async def write(self, steps: Sequence[Step]) -> None:
