@@ -400,6 +400,23 @@ async def test_a_source_that_shuts_down_is_not_kept_from_it(lonely: Pair, acknow
     assert numbers(journal) == list(range(1, 111))
 
 
+async def test_a_source_that_only_looks_whether_we_are_there_does_not_shut_down(lonely: Pair) -> None:
+    """With a short wal_sender_timeout it asks every other second, with nothing new between."""
+    lonely.source("ALTER SYSTEM SET wal_sender_timeout = '5s'")
+    lonely.source("SELECT pg_reload_conf()")
+    stream = lonely.stream(heartbeat=3600.0)
+    await begun(stream)
+    journal = Journal()
+    async with captured(stream, journal) as capture:
+        reading = asyncio.create_task(_read_for_ever(capture, journal, acknowledge=False))
+        done, _ = await asyncio.wait((reading,), timeout=12)
+        assert not done, reading.exception()
+        insert(lonely, 1, 10)
+        await until(lambda: len(numbers(journal)) == 10)
+        reading.cancel()
+        await asyncio.wait((reading,))
+
+
 async def test_a_source_that_crashes_is_gone_on_with(lonely: Pair) -> None:
     """After a crash the slot stands where it was last saved: what the journal holds is passed over."""
     stream = lonely.stream()

@@ -61,6 +61,11 @@ STATUS_S = 1.0
 WATCH_S = 30.0
 #: how long a source that shuts down may wait for the backup to acknowledge, seconds
 SHUTDOWN_S = 5.0
+#: one that shuts down asks again as soon as it is answered; one that asks less often than this only looks
+#: whether we are there, seconds
+_ASKS_AGAIN_S = 2.0
+#: bytes of drafts given at once, about: a message of hundreds of megabytes is many drafts
+_READ_BYTES = 16 << 20
 
 _OBJECT_IN_USE = "55006"
 
@@ -98,7 +103,9 @@ class PostgresCapture:
         self._received = 0
         self._confirmed = 0
         self._told_s = 0.0
+        #: since when the server has asked for an answer again and again, with nothing new between
         self._asked_s: float | None = None
+        self._asked_last = (0.0, 0)
         self._pacing = Pacing()
         self._gathered_s = 0.0
         self._seen_ns: int | None = None
@@ -262,7 +269,11 @@ class PostgresCapture:
                 if task.done():
                     task.result()  # it works until it is cancelled, or has failed
             await self._gather()
-        drafts, self._pending = self._pending, []
+        size = count = 0
+        while count < len(self._pending) and size < _READ_BYTES:
+            size += len(self._pending[count].payload)
+            count += 1
+        drafts, self._pending = self._pending[:count], self._pending[count:]
         return drafts
 
     async def _gather(self) -> None:
@@ -303,7 +314,9 @@ class PostgresCapture:
         if not keepalive.reply:
             return
         now_s = time.monotonic()
-        if self._asked_s is None:
+        last_s, frames = self._asked_last
+        self._asked_last = (now_s, maker.frames)
+        if self._asked_s is None or maker.frames != frames or now_s - last_s > _ASKS_AGAIN_S:
             self._asked_s = now_s
         elif now_s - self._asked_s > SHUTDOWN_S:
             raise SourceUnreachable("the source shuts down and is not kept waiting for the backup")
