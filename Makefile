@@ -8,7 +8,7 @@ SEEDS  ?= 10000
 START  ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo test lint sim test-faults test-mutants bench-postgres bench-apply docs lock clean
+.PHONY: help setup servers demo test lint sim test-faults test-scale test-mutants bench-postgres bench-apply docs lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -48,6 +48,9 @@ sim: setup ## simulate SEEDS whole groups in virtual time
 
 test-faults: setup servers ## at least 200 random faults on real servers
 	$(BIN)/python -m pytest -m faults tests/real $(ARGS)
+
+test-scale: setup servers ## large transactions, rows and backlogs, and the memory that each process takes
+	$(BIN)/python -m pytest -m slow -s tests/real/test_scale.py $(ARGS)
 
 test-mutants: setup ## broken builds that the tests must notice
 	$(BIN)/python -m castling.testing.mutants $(ARGS)

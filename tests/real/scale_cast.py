@@ -1,15 +1,14 @@
-"""The cast of the scale tests: the greatest memory that each process of a group has taken, while work is done."""
+"""The cast of the scale tests: the greatest memory that each process of a group has taken."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from castling.groups.topology import EndName
-from castling.testing.cluster import Cluster, wait_for
+from castling.testing.cluster import Cluster
 
 __all__ = ["LIMIT", "Peaks", "peaks_of"]
 

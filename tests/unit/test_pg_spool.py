@@ -134,6 +134,25 @@ def test_what_is_too_large_for_memory_is_on_disk_and_comes_back(monkeypatch: pyt
     assert portions > 20 and maker.spool.on_disk == 0
 
 
+@pytest.mark.parametrize("sizes", [(10, 50, 10), (50,), (1, 1, 50, 50), (50, 1)])
+def test_large_messages_among_small_ones_come_back(
+    monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
+) -> None:
+    """Around the size of a block, where one message is a block of its own."""
+    monkeypatch.setattr(spool_module, "MEMORY", 100)
+    contents = [bytes([65 + n]) * (size * (1 << 20) // 20) for n, size in enumerate(sizes)]
+    messages = [start(7, first=True), *(streamed(7, each) for each in contents), STOP]
+    messages.append(stream_commit(7, 100, 110))
+    maker = DraftMaker(resume=0, begins=0, any_commit=True)
+    for message in messages:
+        maker.take(message)
+    assert maker.spool.on_disk > 1 << 20
+    while maker.is_unspooling:
+        maker.unspool(1 << 20)
+    parts = b"".join(draft.payload for draft in maker.ready())
+    assert list(frames(parts))[1:-1] == [whole(each) for each in contents]
+
+
 def test_what_waits_behind_a_transaction_that_is_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafts_module, "BEHIND_BYTES", 10_000)
     maker = DraftMaker(resume=0, begins=0, any_commit=True)

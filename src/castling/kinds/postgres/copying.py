@@ -10,7 +10,7 @@ from typing import final
 
 from castling.kinds.postgres.messages import Row
 
-__all__ = ["Group", "array_of", "copy_rows", "groups_of", "in_order", "keys_of"]
+__all__ = ["Group", "array_of", "copy_rows", "groups_of", "in_order", "keys_of", "row_parts"]
 
 
 @final
@@ -75,6 +75,11 @@ def keys_of(rows: list[Row], keys: tuple[int, ...], mask: int) -> list[Group]:
 
 def copy_rows(rows: Sequence[Row], sent: tuple[int, ...], width: int) -> bytes:
     """Rows as COPY BINARY tuples (without the stream's head and end)."""
+    return b"".join(row_parts(rows, sent, width))
+
+
+def row_parts(rows: Sequence[Row], sent: tuple[int, ...], width: int) -> list[bytes]:
+    """The same, not joined: of a very large row it would be one more."""
     head = len(sent).to_bytes(2, "big")
     parts: list[bytes | None] = []
     if len(sent) == width:
@@ -86,7 +91,7 @@ def copy_rows(rows: Sequence[Row], sent: tuple[int, ...], width: int) -> bytes:
             parts.append(head)
             for index in sent:
                 parts.append(row.field(index))
-    return b"".join(parts)  # type: ignore[arg-type]  # `sent` names only fields that are there
+    return parts  # type: ignore[return-value]  # `sent` names only fields that are there
 
 
 def array_of(rows: Sequence[Row], index: int, type_oid: int) -> bytes:

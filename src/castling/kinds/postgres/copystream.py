@@ -25,6 +25,8 @@ WAL_HEAD: Final = 25
 #: kind, end of the server's log, its clock, whether it wants an answer
 KEEPALIVE_SIZE: Final = 18
 _HEAD: Final = 5
+#: a change larger than this is not kept twice
+_LARGE: Final = 1 << 20
 #: bytes of an answer to a command, at most
 _ANSWER_MAX: Final = 1 << 20
 
@@ -117,8 +119,14 @@ class CopyStream:
             if buffer[at] == 0x64:  # d: CopyData
                 kind: i64 = buffer[at + _HEAD] if length > 4 else 0
                 if kind == 0x77 and length > 4 + WAL_HEAD:  # w
-                    maker.take(buffer[at + _HEAD + WAL_HEAD : at + 1 + length])
+                    message = buffer[at + _HEAD + WAL_HEAD : at + 1 + length]
                     left -= length
+                    if length > _LARGE:
+                        buffer = buffer[at + 1 + length :]
+                        self._buffer = buffer
+                        end = len(buffer)
+                        at = -1 - length
+                    maker.take(message)
                 elif kind == 0x6B:  # k
                     found = keepalive_of(buffer[at + _HEAD : at + 1 + length])
                 else:

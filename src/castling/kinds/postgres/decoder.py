@@ -11,7 +11,7 @@ applied. After one, the decoder is of no more use.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, final
 
 from mypy_extensions import i64
@@ -99,7 +99,7 @@ class PostgresDecoder:
             found.append(Piece([], 0, Commit(record.offset, record.t_ns, record.position), record.offset - 1))
         elif record.type is RecordType.DATA:
             position = record.position
-            for message in split(self._whole(record)):
+            for message in self._messages(record):
                 piece = self._message(message, position)
                 if piece is not None:
                     found.append(piece)
@@ -113,12 +113,12 @@ class PostgresDecoder:
         self._alone = False
         self._parts, self._parts_size = [], 0
 
-    def _whole(self, record: Record) -> bytes:
+    def _messages(self, record: Record) -> Iterable[bytes]:
         """The record's messages; none while the parts of a large one are not all there."""
         if not record.object:
             if self._parts:
                 raise DecodeError("the end of a message in parts is missing")
-            return record.payload
+            return split(record.payload)
         if record.object not in (PART, PART_LAST):
             raise DecodeError(f"a record of unknown kind {record.object}")
         self._parts.append(record.payload)
@@ -126,9 +126,13 @@ class PostgresDecoder:
         if self._parts_size > FRAME_MAX + 4:
             raise DecodeError("a message in parts is longer than a message can be")
         if record.object == PART:
-            return b""
-        parts, self._parts, self._parts_size = self._parts, [], 0
-        return b"".join(parts)
+            return []
+        parts, self._parts = self._parts, []
+        size, self._parts_size = self._parts_size, 0
+        if len(parts[0]) <= 4 or int.from_bytes(parts[0][:4], "little") != size - 4:
+            raise DecodeError("a message in parts is not as long as it says")
+        parts[0] = parts[0][4:]
+        return [b"".join(parts)]
 
     def _message(self, message: bytes, position: Position) -> Piece | None:
         kind = message[0]

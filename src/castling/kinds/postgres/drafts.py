@@ -272,10 +272,12 @@ class DraftMaker:
     def _add_in_parts(self, message: bytes) -> None:
         """A message too large for a batch of the link: records that each hold a part of it."""
         self._close()
-        whole = _LENGTH.pack(len(message)) + message
-        for at in range(0, len(whole), PART_BYTES):
-            part = whole[at : at + PART_BYTES]
-            self._emit(part, PART if at + PART_BYTES < len(whole) else PART_LAST, len(part))
+        head = _LENGTH.pack(len(message))
+        at, end = 0, PART_BYTES - len(head)
+        while at < len(message):
+            part = head + message[at:end]
+            self._emit(part, PART if end < len(message) else PART_LAST, len(part))
+            head, at, end = b"", end, end + PART_BYTES
 
     def _emit(self, payload: bytes, object_: int, size: int) -> None:
         self._ready.append(

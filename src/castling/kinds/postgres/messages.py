@@ -97,6 +97,13 @@ class Row:
             self._fields = found
         return found
 
+    @property
+    def size(self) -> int:
+        """Bytes of it, about."""
+        if self._fields is not None:
+            return sum([len(value) for value in self._fields if value is not None])
+        return len(self._message)
+
     def field(self, index: int) -> bytes | None:
         """One of its fields, without cutting the others."""
         if self._fields is not None:

@@ -133,7 +133,13 @@ class Spool:
             if streamed[0] == 0x4F:  # O: an origin carries no identifier
                 yield streamed
             elif streamed[1:5] not in found.gone:
-                yield streamed[:1] + streamed[5:]
+                if len(streamed) <= _BLOCK:
+                    yield streamed[:1] + streamed[5:]
+                else:
+                    told = b"".join((streamed[:1], memoryview(streamed)[5:]))
+                    streamed = b""
+                    yield told
+                    told = b""
         self._forget(key)
         self.committed += 1
         yield _COMMIT.pack(b"C", flags, commit_lsn, end_lsn, time)
@@ -165,8 +171,15 @@ class Spool:
                 size = 0
                 begin = at
                 while at < len(largest.messages) and size < _BLOCK:
+                    if at > begin and len(largest.messages[at]) > _BLOCK:
+                        break
                     size += len(largest.messages[at])
                     at += 1
+                if at - begin == 1:  # it may be large: it is not kept twice, here or when it is read
+                    message = largest.messages[begin]
+                    largest.file.write(_SIZE.pack(len(message) + 4) + _SIZE.pack(len(message)))
+                    largest.file.write(message)
+                    continue
                 payload = pack_frames(largest.messages[begin:at])
                 largest.file.write(_SIZE.pack(len(payload)))
                 largest.file.write(payload)
@@ -187,5 +200,10 @@ class Spool:
             found.file.seek(0)
             while found.file.tell() < end:
                 (size,) = _SIZE.unpack(found.file.read(_SIZE.size))
-                yield from split(found.file.read(size))
+                head = found.file.read(_SIZE.size)
+                (first,) = _SIZE.unpack(head)
+                if first == size - _SIZE.size:
+                    yield found.file.read(first)
+                else:
+                    yield from split(head + found.file.read(size - _SIZE.size))
         yield from found.messages

@@ -33,7 +33,15 @@ from castling.kinds.postgres.changes import (
     TruncateStep,
     Update,
 )
-from castling.kinds.postgres.copying import Group, array_of, copy_rows, groups_of, in_order, keys_of
+from castling.kinds.postgres.copying import (
+    Group,
+    array_of,
+    copy_rows,
+    groups_of,
+    in_order,
+    keys_of,
+    row_parts,
+)
 from castling.kinds.postgres.mapping import Mapping
 from castling.kinds.postgres.messages import NULL, Relation, Row
 from castling.kinds.postgres.statements import (
@@ -66,6 +74,8 @@ MessageHandler = Callable[[AsyncConnection[Any], bytes], Awaitable[None]]
 _COPY_BYTES = 120 << 10
 #: a step of no more changes than this is cheaper row by row than through a staging table
 _FEW = 8
+#: bytes of a row that is copied in parts, never as a parameter: each way it goes through keeps it once more
+_LARGE_ROW = 1 << 20
 #: row changes on their way at once
 _PIPELINED = 500
 
@@ -157,6 +167,10 @@ def _shape(group: Group) -> Shape:
     return Shape(group.sent, group.text)
 
 
+def _has_large_row(step: NetStep) -> bool:
+    return any(row.size > _LARGE_ROW for rows in (step.updates, step.inserts) for row in rows)
+
+
 def _tables(step: Step) -> tuple[Relation, ...]:
     if isinstance(step, TruncateStep):
         return step.truncate.relations
@@ -239,7 +253,7 @@ class Writer:
         relation = step.relation
         table = await self._mapping.table(relation)
         _refuse_identifiers(table, step.changes)
-        if isinstance(step, RowStep) or len(step.changes) <= _FEW:
+        if isinstance(step, RowStep) or (len(step.changes) <= _FEW and not _has_large_row(step)):
             return step
         width = len(relation.columns)
         found = _Set(
@@ -307,6 +321,11 @@ class Writer:
         async with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
             await copy.write(COPY_START)
             while at < len(rows):
+                if rows[at].size > _LARGE_ROW:
+                    for part in row_parts(rows[at : at + 1], group.sent, width):
+                        await copy.write(part)
+                    at += 1
+                    continue
                 data = copy_rows(rows[at : at + count], group.sent, width)
                 at += count
                 count = max(1, count * _COPY_BYTES // len(data))
