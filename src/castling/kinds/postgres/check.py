@@ -18,7 +18,7 @@ from castling.kinds.postgres.catalog import (
     types_agree,
 )
 from castling.kinds.postgres.connect import connect
-from castling.kinds.postgres.costs import judge_copy
+from castling.kinds.postgres.costs import judge_copy, judge_locks
 from castling.kinds.postgres.ddl_source import is_up
 from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
 from castling.kinds.postgres.judge import judge_source, judge_table, judge_target
@@ -54,6 +54,8 @@ _SETTINGS = (
     "synchronous_standby_names",
     "max_slot_wal_keep_size",
     "max_prepared_transactions",
+    "max_locks_per_transaction",
+    "max_connections",
 )
 
 
@@ -102,6 +104,7 @@ async def check_stream(stream: Stream) -> list[Finding]:
     found += judge_watching(target, settings)
     if settings.seed.schema == "create" and not target.ours:
         found += judge_needed(source, target, settings)
+        found += judge_locks(tables, source.settings, target.settings)
         found += judge_created_names(tables, source, target, settings)
     refused_already = {finding.object for finding in found if finding.severity is Severity.REFUSED}
     found += [
@@ -264,6 +267,8 @@ async def _ask_target(stream: Stream, names: set[str]) -> TargetFacts:
     try:
         await connection.execute(_QUALIFIED)
         facts = TargetFacts(version=connection.info.server_version)
+        for name in ("max_prepared_transactions", "max_locks_per_transaction", "max_connections"):
+            facts.settings[name] = (await _one(connection, "SELECT pg_catalog.current_setting(%s)", name))[0]
         row = await _one(connection, "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user")
         facts.may_replicate = row[0]
         facts.tables = {str(table): table for table in await read_tables(connection)}

@@ -8,7 +8,10 @@ from castling.kinds.base import Finding, Severity
 from castling.kinds.postgres.catalog import Table
 from castling.kinds.postgres.facts import Activity
 
-__all__ = ["IdentityCost", "identity_cost", "judge_copy"]
+__all__ = ["IdentityCost", "identity_cost", "judge_copy", "judge_locks"]
+
+#: locks that one table takes: read by pg_dump; made with what it has beside it (TOAST, its index)
+_READ, _MADE = 1, 3
 
 #: counters of a shorter time say nothing of a day, seconds
 _COUNTED_S = 3600.0
@@ -56,3 +59,20 @@ def judge_copy(tables: list[Table]) -> Finding:
     return Finding(
         Severity.OK, "group", "first-copy", told, "", {"tables": len(tables), "rows": rows, "bytes": bytes_}
     )
+
+
+def judge_locks(tables: list[Table], source: dict[str, str], target: dict[str, str]) -> list[Finding]:
+    """Definitions are read in one transaction and made in one, each with a lock on every table: whether the
+    servers have room for so many. About: what others lock meanwhile is not known. Settings of both."""
+    found = []
+    for side, settings, each in (("source", source, _READ), ("target", target, _MADE)):
+        sessions = int(settings["max_connections"]) + int(settings["max_prepared_transactions"])
+        room, needed = int(settings["max_locks_per_transaction"]) * sessions, each * len(tables)
+        if needed > room:
+            message = (
+                f"has room for about {room} locks at once, and {len(tables)} tables may need {needed}: the"
+                " first copy would fail as it begins (out of shared memory)"
+            )
+            hint = f"ALTER SYSTEM SET max_locks_per_transaction = {-(-needed // sessions)}; then restart it"
+            found.append(Finding(Severity.WARNING, side, "locks-few", message, hint))
+    return found

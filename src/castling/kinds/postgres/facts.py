@@ -71,6 +71,7 @@ class SourceFacts:
 @dataclass(slots=True)
 class TargetFacts:
     version: int = 0
+    settings: dict[str, str] = field(default_factory=dict)
     may_replicate: bool = False
     outside: list[Thing] = field(default_factory=list)
     extensions: dict[str, set[str]] = field(default_factory=dict)

@@ -41,7 +41,7 @@ __all__ = [
     "identity_problems",
     "note_beginning",
     "partition_problems",
-    "partitions_of",
+    "partitions_by_root",
     "publish",
     "published",
     "read_beginning",
@@ -65,9 +65,14 @@ def published(tables: list[Table], settings: GroupSettings) -> list[Table]:
     return [table for table in chosen if not names.intersection(table.ancestors)]
 
 
-def partitions_of(root: Table, tables: list[Table]) -> list[Table]:
-    """The partitions below `root` that may hold rows."""
-    return [table for table in tables if table.kind != "p" and str(root) in table.ancestors]
+def partitions_by_root(tables: list[Table]) -> dict[str, list[Table]]:
+    """By the name of each partitioned table: the partitions below it that may hold rows."""
+    found: dict[str, list[Table]] = {}
+    for table in tables:
+        if table.kind != "p":
+            for ancestor in table.ancestors:
+                found.setdefault(ancestor, []).append(table)
+    return found
 
 
 def partition_problems(
@@ -75,8 +80,9 @@ def partition_problems(
 ) -> list[tuple[Table, str, str]]:
     """Why partitioned tables among `tables` can't be published: root, reason, way out. Pure."""
     found = []
+    partitions = partitions_by_root(everything)
     for root in tables:
-        parts = partitions_of(root, everything)
+        parts = partitions.get(str(root), []) if root.kind == "p" else []
         if root.kind == "p" and not parts and not root.has_identity:
             found.append((root, "has no usable key: its first partition would refuse updates", _KEY))
         for part in parts:
@@ -94,8 +100,9 @@ def partition_problems(
 def identity_problems(tables: list[Table], everything: list[Table]) -> list[tuple[Table, str, str]]:
     """Which of `tables` would refuse updates and deletes once published: table, reason, way out. Pure."""
     found = []
+    partitions = partitions_by_root(everything)
     for table in tables:
-        leaves = partitions_of(table, everything) if table.kind == "p" else [table]
+        leaves = partitions.get(str(table), []) if table.kind == "p" else [table]
         for leaf in leaves:
             if leaf.identity_problem is not None:
                 inside = "" if leaf is table else f" (its partition {leaf})"

@@ -30,7 +30,7 @@ from castling.kinds.postgres.narrowing import read_parts
 from castling.kinds.postgres.publication import (
     ensure_publication,
     note_beginning,
-    partitions_of,
+    partitions_by_root,
     read_beginning,
 )
 from castling.kinds.postgres.resync_source import copy_tables
@@ -245,10 +245,11 @@ class PostgresSeedSource:
         if gone:
             raise SeedFailed(f"tables were dropped as the first copy began: {', '.join(gone[:10])}")
         self._tables = [seen[table.oid] for table in self._tables]
+        partitions = partitions_by_root(self._everything)
         self._copied = [
             part
             for table in self._tables
-            for part in ([table] if table.kind == "r" else partitions_of(table, self._everything))
+            for part in ([table] if table.kind == "r" else partitions.get(str(table), []))
         ]
         cursor = await main.execute(
             "SELECT oid, relfilenode FROM pg_catalog.pg_class WHERE oid = ANY(%s::oid[])",
