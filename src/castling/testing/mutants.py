@@ -344,8 +344,8 @@ MUTANTS = (
             ),
             Edit(
                 "kinds/postgres/statements.py",
-                "::record OPERATOR(pg_catalog.*=) ROW({values})::record LIMIT 1)",
-                "::record OPERATOR(pg_catalog.*=) ROW({values})::record)",
+                "::record OPERATOR(pg_catalog.*=) ROW({told})::record LIMIT 1)",
+                "::record OPERATOR(pg_catalog.*=) ROW({told})::record)",
             ),
         ),
         ("tests/real/test_apply_hard.py", "-k", "test_of_equal_rows_one_is_meant"),
