@@ -210,7 +210,7 @@ async def test_a_node_can_not_speak_for_another(line: Line) -> None:
         await sender.connect()
 
 
-async def test_the_source_end_sends_to_its_backup_and_to_no_other_node(line: Line) -> None:
+async def test_the_source_end_sends_to_its_backup_and_to_no_other_node(line: Line, tmp_path: Path) -> None:
     """Any node of the installation could acknowledge what it never wrote: who answers must be the backup."""
     east = line.installation.node("east")
     group = GroupSettings(kind="postgres", primary="east", backups=["north"], databases={})
@@ -226,6 +226,7 @@ async def test_the_source_end_sends_to_its_backup_and_to_no_other_node(line: Lin
         epoch=1,
         capture=line.source,
         seed_source=line.source,
+        folder=str(tmp_path),
     )
     with pytest.raises(LinkForeign, match="is node west, not north"):
         await end._sender.connect()
