@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,28 +122,6 @@ def test_a_table_made_while_the_group_runs_is_named_as_unprotected() -> None:
 
 
 # --- the journal ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk() -> Iterator[Any]:
-    """Puts a small file system of its own under a folder."""
-    mounted: list[Path] = []
-
-    def mount(folder: Path, size: str) -> None:
-        if os.geteuid() != 0:
-            pytest.skip("mounting a small file system needs root")
-        folder.mkdir(parents=True, exist_ok=True)
-        again = (
-            ["-o", f"remount,size={size}"]
-            if folder in mounted
-            else ["-t", "tmpfs", "-o", f"size={size}", "none"]
-        )
-        subprocess.run(["mount", *again, str(folder)], check=True)
-        mounted.append(folder)
-
-    yield mount
-    for folder in set(mounted):
-        subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
 def test_a_full_disk_is_a_state_and_loses_nothing(small_disk: Any) -> None:

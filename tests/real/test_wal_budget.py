@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,28 +111,6 @@ def test_a_spool_that_is_lost_is_a_gap_and_told() -> None:
         assert "--reseed" in error["hint"]
         cluster.cli("east", "group", "start", "bank", "--reseed", "--yes")
         proven_equal(cluster, bank)
-
-
-@pytest.fixture
-def small_disk() -> Iterator[Any]:
-    """Puts a small file system of its own under a folder, or makes it larger."""
-    mounted: list[Path] = []
-
-    def mount(folder: Path, size: str) -> None:
-        if os.geteuid() != 0:
-            pytest.skip("mounting a small file system needs root")
-        folder.mkdir(parents=True, exist_ok=True)
-        how = (
-            ["-o", f"remount,size={size}"]
-            if folder in mounted
-            else ["-t", "tmpfs", "-o", f"size={size}", "none"]
-        )
-        subprocess.run(["mount", *how, str(folder)], check=True)
-        mounted.append(folder)
-
-    yield mount
-    for folder in set(mounted):
-        subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
 @pytest.mark.faults

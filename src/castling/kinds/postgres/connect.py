@@ -26,11 +26,21 @@ from castling.errors import (
     TargetUnreachable,
 )
 
-__all__ = ["OWN_SESSION", "connect", "parameters", "password_of", "scrubbed", "told", "where"]
+__all__ = ["OWN_SESSION", "TEXT_FORM", "connect", "parameters", "password_of", "scrubbed", "told", "where"]
 
 CONNECT_TIMEOUT_S = 10
 #: set to "on" in every session of Castling's: by it the target tells what it writes from what others write
 OWN_SESSION = "castling.session"
+#: statements after which values in text form mean the same in every session, on both sides
+TEXT_FORM = (
+    "SET search_path = pg_catalog",
+    "SET DateStyle = ISO",
+    "SET IntervalStyle = postgres",
+    "SET TimeZone = 'UTC'",
+    "SET extra_float_digits = 1",
+    "SET lc_monetary = 'C'",
+    "SET bytea_output = hex",
+)
 #: how long a connection that nobody wants any more may take to be made
 GIVEN_UP_S = 2.0
 #: a part of a line of a pgpass file, which may hold escaped colons, and one such escape

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
 
-from castling.errors import SourceUnreachable, TargetUnreachable
+from castling.errors import TargetUnreachable
 from castling.kinds.base import Stream
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.ddl_source import uninstall
 from castling.kinds.postgres.foreign_notes import unwatch
+from castling.kinds.postgres.giving_up import drop_slot
 from castling.kinds.postgres.progress import origin_name
 from castling.kinds.postgres.seed_parts import PARTS_TABLES
 from castling.kinds.postgres.session import slot_name
@@ -42,27 +41,8 @@ async def _forget_source(stream: Stream) -> None:
     await release_commits(stream.group, stream.settings.backups, settings)
     connection = await connect(settings, application_name=f"castling forget {stream.group}")
     try:
-        deadline = time.monotonic() + _WITHIN_S
-        while True:
-            try:
-                await connection.execute(
-                    "SELECT pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots"
-                    " WHERE slot_name = %s AND active_pid IS NOT NULL",
-                    (slot_name(stream.group, stream.backup),),
-                )
-                await connection.execute(
-                    "SELECT pg_catalog.pg_drop_replication_slot(slot_name)"
-                    " FROM pg_catalog.pg_replication_slots WHERE slot_name = %s",
-                    (slot_name(stream.group, stream.backup),),
-                )
-                break
-            except psycopg.errors.ObjectInUse as error:
-                if time.monotonic() > deadline:
-                    raise SourceUnreachable(
-                        "the stream's slot is still in use; stop the group first"
-                    ) from error
-                await asyncio.sleep(0.1)
         name = slot_name(stream.group, stream.backup)
+        await drop_slot(connection, name, within_s=_WITHIN_S)
         await connection.execute(f"DROP PUBLICATION IF EXISTS {name}".encode())
         await uninstall(connection, name)
     finally:

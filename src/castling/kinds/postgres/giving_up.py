@@ -93,5 +93,7 @@ async def drop_slot(
             return
         except psycopg.errors.ObjectInUse as error:
             if time.monotonic() > deadline:
-                raise SourceUnreachable(f"the slot {slot} is still in use") from error
+                raise SourceUnreachable(
+                    f"the slot {slot} is still in use", hint="stop the group if that lasts"
+                ) from error
             await asyncio.sleep(0.1)

@@ -15,20 +15,14 @@ from psycopg import AsyncConnection
 from castling.errors import SourceUnreachable, TargetUnreachable
 from castling.kinds.base import Copied, Stream
 from castling.kinds.postgres.catalog import Table, is_left_behind, read_tables
-from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.connect import TEXT_FORM, connect
 from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.statements import quoted
 
 __all__ = ["copy_left_behind"]
 
-#: values in text form mean the same on both sides
 _SESSION = (
-    "SET search_path = pg_catalog",
-    "SET DateStyle = ISO",
-    "SET IntervalStyle = postgres",
-    "SET TimeZone = 'UTC'",
-    "SET extra_float_digits = 1",
-    "SET lc_monetary = 'C'",
+    *TEXT_FORM,
     "SET statement_timeout = 0",
     "SET row_security = off",
     "SET lock_timeout = '30s'",

@@ -20,7 +20,7 @@ from psycopg import AsyncConnection
 from castling.config import DatabaseSettings
 from castling.errors import SeedFailed, StateError, TargetError, TargetUnreachable
 from castling.kinds.postgres import progress
-from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.connect import TEXT_FORM, connect
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.holds import CREATE_POSITIONS
 from castling.kinds.postgres.lsn import lsn_text
@@ -32,11 +32,7 @@ __all__ = ["TableCopies", "only"]
 
 _SESSION = (
     "SET session_replication_role = replica",
-    "SET search_path = pg_catalog",
-    "SET DateStyle = ISO",
-    "SET IntervalStyle = postgres",
-    "SET TimeZone = 'UTC'",
-    "SET lc_monetary = 'C'",
+    *TEXT_FORM,
     "SET statement_timeout = 0",
     "SET idle_in_transaction_session_timeout = 0",
     "SET row_security = off",

@@ -26,7 +26,7 @@ from castling.errors import (
 from castling.kinds.base import Records
 from castling.kinds.postgres import progress
 from castling.kinds.postgres.catalog import table_name
-from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.connect import TEXT_FORM, connect
 from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.emptied import CREATE_EMPTIED
 from castling.kinds.postgres.holds import CREATE_POSITIONS
@@ -161,13 +161,7 @@ class PostgresSeedTarget:
         )
         for statement in (
             "SET session_replication_role = replica",
-            "SET search_path = pg_catalog",
-            "SET DateStyle = ISO",
-            "SET TimeZone = 'UTC'",
-            "SET IntervalStyle = postgres",
-            "SET lc_monetary = 'C'",
-            "SET bytea_output = hex",
-            "SET extra_float_digits = 1",
+            *TEXT_FORM,
             "SET statement_timeout = 0",
             "SET idle_in_transaction_session_timeout = 0",
             f"SET synchronous_commit = {'on' if durable else 'off'}",

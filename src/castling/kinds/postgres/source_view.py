@@ -19,7 +19,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
-from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.connect import TEXT_FORM, connect
 from castling.kinds.postgres.lsn import parse_lsn
 from castling.kinds.postgres.replication import ReplicationConnection
 
@@ -28,15 +28,8 @@ __all__ = ["View", "open_view", "read_blocks"]
 #: COPY data handed on at once, bytes
 _BLOCK = 256 << 10
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-#: values in text form mean the same on both sides
 _SESSION = (
-    "SET search_path = pg_catalog",
-    "SET DateStyle = ISO",
-    "SET IntervalStyle = postgres",
-    "SET TimeZone = 'UTC'",
-    "SET extra_float_digits = 1",
-    "SET lc_monetary = 'C'",
-    "SET bytea_output = hex",
+    *TEXT_FORM,
     "SET statement_timeout = 0",
     "SET idle_in_transaction_session_timeout = 0",
     "SET row_security = off",

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
 from castling.errors import TargetError, TargetUnreachable
-from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.connect import TEXT_FORM, connect
 from castling.kinds.postgres.writer import register_fields
 
 __all__ = ["explained", "open_session"]
@@ -19,13 +19,7 @@ __all__ = ["explained", "open_session"]
 _SESSION = (
     "SET session_replication_role = replica",
     "SET synchronous_commit = off",
-    "SET search_path = pg_catalog",
-    "SET DateStyle = ISO",
-    "SET IntervalStyle = postgres",
-    "SET TimeZone = 'UTC'",
-    "SET extra_float_digits = 1",
-    "SET bytea_output = hex",
-    "SET lc_monetary = 'C'",
+    *TEXT_FORM,
     "SET statement_timeout = 0",
     "SET idle_in_transaction_session_timeout = 0",
     "SET lock_timeout = '30s'",
