@@ -25,7 +25,7 @@ def test_one_bad_table_is_shown_and_comes_back() -> None:
         east.execute(_TABLES, cluster.database)
         east.execute("INSERT INTO bad SELECT i, 'x' FROM generate_series(1, 100) i", cluster.database)
         cluster.start_group()
-        assert _stream(cluster)["holds"] == []
+        wait_for(lambda: _stream(cluster)["holds"] == [], "the target has said that nothing is on hold")
         west.execute("DELETE FROM bad WHERE id = 50", cluster.database)
         east.execute("UPDATE bad SET v = 'y' WHERE id BETWEEN 40 AND 60", cluster.database)
         wait_for(lambda: _stream(cluster)["state"] == "on-hold", "the state says that not all is well")
