@@ -35,7 +35,7 @@ servers:
 	@.ci/debian-servers
 
 test: setup servers lint ## lint, then every test but the long runs
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 lint: setup ## ruff, mypy strict, import layers
 	$(BIN)/ruff check src tests bench

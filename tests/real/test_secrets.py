@@ -73,7 +73,9 @@ def test_a_password_is_nowhere_but_where_it_was_put() -> None:
         east.execute(
             "INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 30000) i", cluster.database
         )
+        _slow_definitions(cluster)
         cluster.start_group()
+        cluster.servers["west"].execute("DROP EVENT TRIGGER slowly", cluster.database)
         password = cluster.folder / "password"
         said = [
             cluster.cli(node, *words)
@@ -104,6 +106,16 @@ def test_a_password_is_nowhere_but_where_it_was_put() -> None:
         for program in ("pg_dump", "pg_restore", "castling.groups.worker"):
             assert [line for line in seen if program.encode() in line], f"{program} has not been seen"
         _control(cluster)
+
+
+def _slow_definitions(cluster: Cluster) -> None:
+    """Every definition takes the target a moment, so that the program that makes them can be seen."""
+    for statement in (
+        "CREATE FUNCTION pg_catalog.slowly() RETURNS event_trigger LANGUAGE plpgsql"
+        " AS 'BEGIN PERFORM pg_sleep(0.3); END'",
+        "CREATE EVENT TRIGGER slowly ON ddl_command_start EXECUTE FUNCTION pg_catalog.slowly()",
+    ):
+        cluster.servers["west"].execute(statement, cluster.database)
 
 
 def _errors(cluster: Cluster) -> list[str]:

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -179,6 +180,9 @@ class Cluster:
         if self.agents[node].poll() is not None:
             tail = (self.folder / f"{node}.agent.log").read_text(errors="replace")[-800:]
             raise StateError(f"the agent of {node} ended: {tail}")
+        with socket.socket() as probe:  # a command costs half a second, a look at the port nothing
+            if probe.connect_ex(("127.0.0.1", self.api[node])) != 0:
+                return False
         try:
             self.cli(node, "node", "list")
         except CastlingError:
