@@ -146,7 +146,7 @@ class Cluster:
         for agent in self.agents.values():
             agent.kill()
             agent.wait()
-        for pid in self._ends().values():
+        for pid in self._workers():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.proxy.stop()
@@ -256,6 +256,16 @@ class Cluster:
             pid = _holder(end_paths(self.homes[node], end).lock)
             if pid is not None:
                 found[str(name)] = pid
+        return found
+
+    def _workers(self) -> list[int]:
+        """All processes of ends, also those that have not got as far as to hold their lock."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):  # it ends meanwhile, or is no process
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if any(str(home).encode() in words for home in self.homes.values()):
+                    found.append(int(entry.name))
         return found
 
     def kill(self, name: str, *, within_s: float = 60.0) -> int:
