@@ -306,7 +306,7 @@ def test_the_owner_of_a_node_makes_a_token_when_all_are_lost(run, two: Two) -> N
         assert undocumented("token recover", made) == [] and made["token"].startswith("ct_")
         assert run("token", "list", "--home", two.east).code == 0
         with Store(Home(two.east).state) as store:
-            assert store.audit(1)[0]["action"] == "token recover"
+            assert store.access_entries(1)[0]["action"] == "token recover"
     finally:
         (two.east / "lost").rename(two.east / "admin.token")
 

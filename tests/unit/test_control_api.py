@@ -222,11 +222,11 @@ async def test_a_crash_is_500_in_one_shape_and_tells_nothing(
     assert "business" not in response.text
 
 
-async def test_changes_are_in_the_audit_log_with_who_and_how_they_ended(api: Api) -> None:
+async def test_changes_are_in_the_access_log_with_who_and_how_they_ended(api: Api) -> None:
     await api.call("POST", "/v1/tokens", role=AccessRole.ADMIN, body={"name": "bob", "role": "viewer"})
     await api.call("POST", "/v1/groups/orders/start", role=AccessRole.OPERATOR)
     await api.call("POST", "/v1/tokens", role=AccessRole.VIEWER, body={"name": "eve", "role": "admin"})
-    rows = (await api.call("GET", "/v1/audit", role=AccessRole.ADMIN)).json()["data"]
+    rows = (await api.call("GET", "/v1/access-log", role=AccessRole.ADMIN)).json()["data"]
     told = [(row["who"], row["action"], row["subject"], row["outcome"]) for row in rows]
     assert told == [
         ("admin", "POST /v1/tokens", "", "done"),

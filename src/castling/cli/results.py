@@ -208,6 +208,26 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
             ("here", "true for the node that answered"),
         )
     ),
+    "access-log list": _listed(
+        (
+            ("id", "number of the entry"),
+            ("at_ns", "when, ns since 1970"),
+            ("who", "user or node"),
+            ("action", "what was asked for"),
+            ("subject", "of what"),
+            ("outcome", "done, or the code of the error"),
+            ("hash", "of the entry and the hash before it"),
+        )
+    ),
+    "access-log verify": (
+        ("ok", "true when every entry is as it was written"),
+        ("broken_at", "the first entry that is not, or null"),
+        ("problem", "for people; empty when ok"),
+        ("entries", "how many were verified"),
+        ("first", "number of the oldest that is kept"),
+        ("head", "ID:HASH of the newest verified one: keep it elsewhere"),
+        ("expected", "of --head: found, changed, or unknown (no longer kept); null without"),
+    ),
     "deploy": (("result", "deployed, already_deployed or planned"), *_PLAN),
     "check": (
         ("group", "name"),

@@ -162,7 +162,7 @@ def _note(services: Services, endpoint: Endpoint, request: Request, caller: Call
     """Who did what: every call that may change something and was not by an unknown caller."""
     if endpoint.method != "GET" and (caller.role is not None or caller.node is not None):
         subject = ",".join(str(value) for value in request.path_params.values())[:100]
-        services.store.add_audit(str(caller), f"{endpoint.method} {endpoint.path}", subject, outcome)
+        services.store.add_access(str(caller), f"{endpoint.method} {endpoint.path}", subject, outcome)
 
 
 def _success(found: Any) -> Response:

@@ -130,7 +130,7 @@ def recover(home: Home, name: str, *, keep_token: bool) -> tuple[str, str]:
     check_names(user=name)
     with Store(home.state) as store:
         _, token = store.add_token(name, AccessRole.ADMIN)
-        store.add_audit(f"owner of {home.folder}", "token recover", name, "done")
+        store.add_access(f"owner of {home.folder}", "token recover", name, "done")
     if keep_token:
         write_private(home.admin_token, f"{token}\n".encode())
     return node, token

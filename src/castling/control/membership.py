@@ -66,14 +66,14 @@ class Membership:
         """The certificate of a node that shows a valid invitation, which is then used up."""
         invited = self._store.use_invite(identity, secret, self._now_ns())
         if invited is None or invited != node:
-            self._store.add_audit(f"node {node[:40]!r}", "join", node[:40], "refused")
+            self._store.add_access(f"node {node[:40]!r}", "join", node[:40], "refused")
             raise AccessDenied(
                 "the join token is unknown, used or over",
                 hint=f"`castling invite {node[:40]}` makes a new one",
             )
         certificate = issued(self._home, csr.encode(), node)
         self._store.put_node(node, api, link)
-        self._store.add_audit(f"node {node}", "join", node, "done")
+        self._store.add_access(f"node {node}", "join", node, "done")
         self._store.add_event("node.joined", {"node": node, "api": api})
         return {"certificate": certificate.decode(), "deployed": self._local.text}
 

@@ -7,7 +7,9 @@ the envelope; it raises typed errors.
 
 from __future__ import annotations
 
+import asyncio
 import enum
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +18,7 @@ import msgspec
 
 import castling
 from castling.control.access import AccessRole, Caller
+from castling.control.access_log import verify_file
 from castling.control.deployment import Deployment
 from castling.control.group import Groups
 from castling.control.membership import Membership
@@ -25,6 +28,8 @@ from castling.control.store import Store
 from castling.errors import UsageError
 
 __all__ = ["ENDPOINTS", "Access", "Call", "Endpoint", "Raw", "Services"]
+
+_HEAD = re.compile(r"[0-9]{1,18}:[0-9a-f]{64}")
 
 
 class Access(enum.StrEnum):
@@ -271,8 +276,15 @@ async def _events(services: Services, call: Call) -> Any:
     return services.store.events(int(call.number("limit", 100, 1, 10_000)))
 
 
-async def _audit(services: Services, call: Call) -> Any:
-    return services.store.audit(int(call.number("limit", 100, 1, 10_000)))
+async def _access_log(services: Services, call: Call) -> Any:
+    return services.store.access_entries(int(call.number("limit", 100, 1, 10_000)))
+
+
+async def _access_log_verify(services: Services, call: Call) -> Any:
+    head = call.query.get("head") or None
+    if head is not None and not _HEAD.fullmatch(head):
+        raise UsageError("a head is ID:HASH, as `castling access-log verify` tells it")
+    return await asyncio.to_thread(verify_file, services.store.path, head)
 
 
 async def _node(services: Services, call: Call) -> Any:
@@ -355,7 +367,8 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/groups/{group}/parts", _OPERATOR, _parts, PartsBody),
     Endpoint("DELETE", "/v1/groups/{group}", _ADMIN, _remove),
     Endpoint("GET", "/v1/events", _VIEWER, _events),
-    Endpoint("GET", "/v1/audit", _ADMIN, _audit),
+    Endpoint("GET", "/v1/access-log", _ADMIN, _access_log),
+    Endpoint("GET", "/v1/access-log/verify", _ADMIN, _access_log_verify),
     Endpoint("GET", "/v1/node", Access.NODE, _node),
     Endpoint("POST", "/v1/node/deploy", Access.NODE, _node_deploy, NodeDeployBody),
     Endpoint("POST", "/v1/node/groups/{group}/desire", Access.NODE, _node_desire, DesireBody),

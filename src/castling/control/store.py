@@ -12,24 +12,24 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from castling.control import access_log
 from castling.control.access import AccessRole, Caller, Kept, new_secret, new_token, split_token
 from castling.errors import NotFound, StateError
 
 __all__ = ["Store"]
 
-#: rows kept of events, audit and deployments; the oldest go first
+#: rows kept of events and deployments; the oldest go first
 EVENTS_MAX = 10_000
-AUDIT_MAX = 100_000
 DEPLOYMENTS_MAX = 200
 
-#: one step per schema version; a step is never changed once released
-MIGRATIONS = (
+#: one step per schema version, statements or a function; a step is never changed once released
+MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
     """
     CREATE TABLE token (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, salt BLOB NOT NULL, digest BLOB NOT NULL,
@@ -58,6 +58,16 @@ MIGRATIONS = (
         subject TEXT NOT NULL, outcome TEXT NOT NULL
     ) STRICT;
     """,
+    """
+    CREATE TABLE access (
+        id INTEGER PRIMARY KEY, at_ns INTEGER NOT NULL, who TEXT NOT NULL, action TEXT NOT NULL,
+        subject TEXT NOT NULL, outcome TEXT NOT NULL, hash TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE access_end (
+        which TEXT PRIMARY KEY CHECK (which IN ('before', 'head')), id INTEGER NOT NULL, hash TEXT NOT NULL
+    ) STRICT;
+    """,
+    access_log.chain_existing,
 )
 
 
@@ -65,6 +75,7 @@ class Store:
     """Opens (and makes or migrates) the file at `path`. Close it, or use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._db = sqlite3.connect(path, timeout=5.0, isolation_level=None)
         self._db.row_factory = sqlite3.Row
@@ -82,19 +93,23 @@ class Store:
         self._db.close()
 
     def _migrate(self) -> None:
-        with self._write():
+        with self.write():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version > len(MIGRATIONS):
                 raise StateError(
                     f"the state was written by a newer version (schema {version}, known {len(MIGRATIONS)})"
                 )
             for step in MIGRATIONS[version:]:
-                for statement in filter(str.strip, step.split(";")):
-                    self._db.execute(statement)
+                if isinstance(step, str):
+                    for statement in filter(str.strip, step.split(";")):
+                        self._db.execute(statement)
+                else:
+                    step(self._db)
             self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     @contextlib.contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
@@ -104,7 +119,7 @@ class Store:
             raise
         self._db.execute("COMMIT")
 
-    def _rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
+    def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
         return [dict(row) for row in self._db.execute(sql, values)]
 
     # --- tokens -------------------------------------------------------------------------------
@@ -112,7 +127,7 @@ class Store:
     def add_token(self, name: str, role: AccessRole) -> tuple[str, str]:
         """(id, text): the text is given to the user once and not kept."""
         identity, text, kept = new_token()
-        with self._write() as db:
+        with self.write() as db:
             db.execute(
                 "INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, NULL)",
                 (identity, name, role, kept.salt, kept.digest, time.time_ns()),
@@ -124,17 +139,17 @@ class Store:
         parts = split_token(text)
         if parts is None:
             return None
-        rows = self._rows("SELECT * FROM token WHERE id = ? AND revoked_ns IS NULL", parts[0])
+        rows = self.rows("SELECT * FROM token WHERE id = ? AND revoked_ns IS NULL", parts[0])
         if not rows or not Kept(rows[0]["salt"], rows[0]["digest"]).matches(parts[1]):
             return None
         return Caller(rows[0]["name"], AccessRole(rows[0]["role"]))
 
     def tokens(self) -> list[dict[str, Any]]:
-        return self._rows("SELECT id, name, role, created_ns, revoked_ns FROM token ORDER BY created_ns")
+        return self.rows("SELECT id, name, role, created_ns, revoked_ns FROM token ORDER BY created_ns")
 
     def revoke_token(self, identity: str) -> bool:
         """True when it was valid until now; NotFound when there is none of that id."""
-        with self._write() as db:
+        with self.write() as db:
             if not db.execute("SELECT 1 FROM token WHERE id = ?", (identity,)).fetchone():
                 raise NotFound(f"there is no token {identity!r}")
             done = db.execute(
@@ -151,7 +166,7 @@ class Store:
         identity = os.urandom(8).hex()
         now_ns = time.time_ns()
         expires_ns = now_ns + int(ttl_s * 1e9)
-        with self._write() as db:
+        with self.write() as db:
             db.execute("DELETE FROM invite WHERE node = ? OR expires_ns < ?", (node, now_ns - 10**15))
             db.execute(
                 "INSERT INTO invite VALUES (?, ?, ?, ?, ?, ?, NULL)",
@@ -161,7 +176,7 @@ class Store:
 
     def use_invite(self, identity: str, secret: str, now_ns: int) -> str | None:
         """The node that was invited, once; None when the invitation is unknown, used or over."""
-        with self._write() as db:
+        with self.write() as db:
             row = db.execute(
                 "SELECT * FROM invite WHERE id = ? AND used_ns IS NULL AND expires_ns > ?", (identity, now_ns)
             ).fetchone()
@@ -171,17 +186,17 @@ class Store:
             return str(row["node"])
 
     def put_node(self, name: str, api: str, link: str) -> None:
-        with self._write() as db:
+        with self.write() as db:
             db.execute("INSERT OR REPLACE INTO node VALUES (?, ?, ?, ?)", (name, api, link, time.time_ns()))
 
     def nodes(self) -> list[dict[str, Any]]:
-        return self._rows("SELECT * FROM node ORDER BY name")
+        return self.rows("SELECT * FROM node ORDER BY name")
 
     # --- what is deployed and what should run -------------------------------------------------
 
     def add_deployment(self, digest: str, text: str, by: str) -> int:
         """The version that this deployment got."""
-        with self._write() as db:
+        with self.write() as db:
             (version,) = db.execute("SELECT coalesce(max(version), 0) + 1 FROM deployment").fetchone()
             db.execute(
                 "INSERT INTO deployment VALUES (?, ?, ?, ?, ?)", (version, digest, text, by, time.time_ns())
@@ -191,15 +206,15 @@ class Store:
 
     def deployments(self) -> list[dict[str, Any]]:
         """Newest first, without their texts."""
-        return self._rows("SELECT version, digest, by, at_ns FROM deployment ORDER BY version DESC")
+        return self.rows("SELECT version, digest, by, at_ns FROM deployment ORDER BY version DESC")
 
     def desired(self) -> dict[str, str]:
         """`running` or `stopped` of every group that was ever started and not removed since."""
-        return {row["grp"]: row["state"] for row in self._rows("SELECT grp, state FROM desired")}
+        return {row["grp"]: row["state"] for row in self.rows("SELECT grp, state FROM desired")}
 
     def set_desired(self, group: str, state: str, by: str) -> bool:
         """True when that is a change."""
-        with self._write() as db:
+        with self.write() as db:
             row = db.execute("SELECT state FROM desired WHERE grp = ?", (group,)).fetchone()
             db.execute(
                 "INSERT OR REPLACE INTO desired VALUES (?, ?, ?, ?)", (group, state, by, time.time_ns())
@@ -207,14 +222,14 @@ class Store:
         return row is None or row["state"] != state
 
     def forget_desired(self, group: str) -> None:
-        with self._write() as db:
+        with self.write() as db:
             db.execute("DELETE FROM desired WHERE grp = ?", (group,))
 
     # --- what happened ------------------------------------------------------------------------
 
     def add_event(self, name: str, fields: dict[str, Any]) -> None:
         """An event that finds no room on the disk is dropped: supervision goes on, the log has it too."""
-        with contextlib.suppress(sqlite3.OperationalError), self._write() as db:
+        with contextlib.suppress(sqlite3.OperationalError), self.write() as db:
             added = db.execute(
                 "INSERT INTO event (at_ns, name, fields) VALUES (?, ?, ?)",
                 (time.time_ns(), name, msgspec.json.encode(fields).decode()),
@@ -223,17 +238,16 @@ class Store:
 
     def events(self, limit: int) -> list[dict[str, Any]]:
         """The newest `limit` events, oldest first."""
-        rows = self._rows("SELECT * FROM event ORDER BY id DESC LIMIT ?", limit)
+        rows = self.rows("SELECT * FROM event ORDER BY id DESC LIMIT ?", limit)
         return [{**row, "fields": msgspec.json.decode(row["fields"])} for row in reversed(rows)]
 
-    def add_audit(self, who: str, action: str, subject: str, outcome: str) -> None:
-        with self._write() as db:
-            added = db.execute(
-                "INSERT INTO audit (at_ns, who, action, subject, outcome) VALUES (?, ?, ?, ?, ?)",
-                (time.time_ns(), who, action, subject, outcome),
-            )
-            db.execute("DELETE FROM audit WHERE id <= ?", ((added.lastrowid or 0) - AUDIT_MAX,))
+    # --- who did what -------------------------------------------------------------------------
 
-    def audit(self, limit: int) -> list[dict[str, Any]]:
+    def add_access(self, who: str, action: str, subject: str, outcome: str) -> None:
+        """One more entry of the access log's chain."""
+        with self.write() as db:
+            access_log.append(db, time.time_ns(), who, action, subject, outcome)
+
+    def access_entries(self, limit: int) -> list[dict[str, Any]]:
         """The newest `limit` entries, oldest first."""
-        return list(reversed(self._rows("SELECT * FROM audit ORDER BY id DESC LIMIT ?", limit)))
+        return list(reversed(self.rows("SELECT * FROM access ORDER BY id DESC LIMIT ?", limit)))
