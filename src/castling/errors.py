@@ -292,6 +292,13 @@ class SeedLost(SeedFailed):
     exit_code = 39
 
 
+class CloneFailed(TargetError):
+    """The replica can't be copied for a rehearsal."""
+
+    code = "clone-failed"
+    exit_code = 30
+
+
 # --- journal ----------------------------------------------------------------------------------
 
 

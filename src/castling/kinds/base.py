@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from castling.config import Config, GroupSettings
@@ -21,6 +22,7 @@ __all__ = [
     "Bulk",
     "BulkCall",
     "Capture",
+    "Clone",
     "Commit",
     "Copied",
     "Decoder",
@@ -330,6 +332,21 @@ class Kind(Protocol):
         """Writes on the target that no stream of Castling's made, the newest first: of the last `since_s`
         seconds, or those that nobody has acknowledged. `acknowledge`: who has seen what is returned."""
 
+    async def open_clone(self, stream: Stream, identity: str) -> Clone:
+        """Make a copy of the replica that can be written, and from which nothing reaches production or the
+        replica; the stream's apply is away. Repeatable: a complete copy of that identity is found.
+        Raises CloneFailed."""
+
+    async def close_clone(self, stream: Stream, identity: str) -> bool:
+        """Remove that copy and end what works in it; False when there was none."""
+
+    async def clones(self, stream: Stream) -> list[str]:
+        """The identities of the copies there are, complete or not."""
+
+    def clone_environment(self, stream: Stream, clone: str, secrets: Path) -> dict[str, str]:
+        """Variables by which a program finds the copy `clone` (its `Clone.database`). A secret that it needs
+        is written into the file `secrets`, readable by its owner alone."""
+
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         """How the target's definitions differ from the source's; one OK finding if they don't. Only looks."""
 
@@ -362,6 +379,19 @@ class Copied:
     object: str
     rows: int | None
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """A copy of the replica that can be written. `position`: the source position at which it was taken;
+    `shares_blocks`: it takes room only for what is changed in it, None: not known; `size`: of the replica,
+    bytes; `opened_s`: how long it took until it could be written."""
+
+    database: str
+    position: int
+    shares_blocks: bool | None
+    size: int
+    opened_s: float
 
 
 @dataclass(frozen=True, slots=True)

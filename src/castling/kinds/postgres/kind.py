@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from castling.config import DatabaseSettings
-from castling.kinds.base import Copied, Finding, PartAction, Stream, Target
+from castling.kinds.base import Clone, Copied, Finding, PartAction, Stream, Target
 from castling.kinds.postgres.capture import PostgresCapture
 from castling.kinds.postgres.check import check_stream
+from castling.kinds.postgres.clone import clone_environment, clone_names, close_clone, open_clone
 from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.definition_watch import DefinitionWatch
 from castling.kinds.postgres.foreign_notes import list_foreign_writes
@@ -100,6 +102,18 @@ class PostgresKind:
         self, stream: Stream, *, since_s: float | None, acknowledge: str | None
     ) -> list[dict[str, Any]]:
         return await list_foreign_writes(stream, since_s=since_s, acknowledge=acknowledge)
+
+    async def open_clone(self, stream: Stream, identity: str) -> Clone:
+        return await open_clone(stream.group, _target(stream), identity)
+
+    async def close_clone(self, stream: Stream, identity: str) -> bool:
+        return await close_clone(stream.group, _target(stream), identity)
+
+    async def clones(self, stream: Stream) -> list[str]:
+        return await clone_names(stream.group, _target(stream))
+
+    def clone_environment(self, stream: Stream, clone: str, secrets: Path) -> dict[str, str]:
+        return clone_environment(_target(stream), clone, secrets)
 
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         return await compare_schema(stream)
