@@ -104,7 +104,7 @@ def check_error(response: httpx.Response) -> dict[str, Any]:
 
 
 def concrete(path: str) -> str:
-    return path.replace("{group}", "orders").replace("{token}", "00")
+    return path.replace("{group}", "orders").replace("{token}", "00").replace("{rehearsal}", "00")
 
 
 async def test_every_path_refuses_strangers_in_one_shape(api: Api) -> None:

@@ -31,6 +31,7 @@ _MODULES = {
     "access_log": ("access-log",),
     "deploy": ("deploy",),
     "group": ("check", "group"),
+    "rehearsal": ("rehearsal",),
     "journal": ("journal",),
     "diagnose": ("diagnose",),
     "demo": ("demo",),

@@ -57,6 +57,24 @@ _FINDINGS = (
     ("findings[].hint", "what to do, may be empty"),
     ("findings[].context", "more, by name; depends on the code"),
 )
+_REHEARSAL = (
+    ("id", "which it is"),
+    ("group", "name"),
+    ("backup", "node whose replica was copied"),
+    ("state", "opening, open, closing or closed"),
+    ("by", "who opened it"),
+    ("begun_ns", "when that was, ns since 1970"),
+    ("opened_ns", "since when it can be written, or null"),
+    ("until_ns", "when it ends by itself"),
+    ("closed_ns", "when it ended, or null"),
+    ("why", "why it ended"),
+    ("database", "name of the copy on the backup's server; null: there was none"),
+    ("position", "source position at which it was taken, or null"),
+    ("shares_blocks", "true: it takes room only for what is written in it; null: not known"),
+    ("size", "size of the replica, bytes, or null"),
+    ("opened_s", "how long the copy took, seconds, or null"),
+    ("apply_paused_s", "how long nothing was applied meanwhile, seconds, or null"),
+)
 _LAG = (("p50", "median"), ("p99", "99th percentile"), ("max", "greatest"), ("samples", "commits measured"))
 _WARNING = (("code", "stable word"), ("message", "for people"), ("hint", "what to do"))
 _STAGES = ("captured", "hardened", "applied", "released")
@@ -292,6 +310,9 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
     "group remove": _done("removed", "already_removed"),
     "group status": (*_TREE, ("[]", "without a name: a list of the above")),
     "group watch": (("[]", "one line per look: a list as of group status"),),
+    "rehearsal open": _REHEARSAL,
+    "rehearsal list": _listed(_REHEARSAL),
+    "rehearsal close": (("result", "closed or already_closed"), *_REHEARSAL),
     "journal inspect": (
         ("[]", "one for each journal found"),
         ("[].folder", "its folder"),

@@ -66,16 +66,17 @@ async def run_agent(home: Home) -> None:
         log.info("agent.started", node=local.name, address=address, version=castling.__version__)
         keeping = asyncio.create_task(supervisor.run(local.wanted(), local.own_ends()))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        releasing = asyncio.create_task(local.releases.run())
+        beside = [asyncio.create_task(local.releases.run()), asyncio.create_task(local.copies.run())]
         try:
-            done, _ = await asyncio.wait((keeping, serving, releasing), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait((keeping, serving, *beside), return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()  # a supervisor that failed takes the agent with it
         finally:
             server.should_exit = True
             keeping.cancel()
-            releasing.cancel()
-            await asyncio.gather(keeping, serving, releasing, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(keeping, serving, *beside, return_exceptions=True)
             log.info("agent.stopped", node=local.name)
 
 

@@ -6,13 +6,15 @@ Written once, whichever node is asked: each step is done by the node that it con
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from castling.control.access import Caller
 from castling.control.nodes import LocalNode, Node, ask_all
+from castling.control.rehearsals import LIMIT_MOST_S
 from castling.control.tree import group_tree, unknown_end
-from castling.errors import AgentUnreachable, CastlingError, NotReplicable, StateError, UsageError
+from castling.errors import AgentUnreachable, CastlingError, NotFound, NotReplicable, StateError, UsageError
 from castling.groups.topology import capture_node, ends_on, group_settings
 from castling.kinds.base import PartAction
 
@@ -97,6 +99,34 @@ class Groups:
         writes = [each for said in told.values() for each in said]
         is_open = sum(each["acknowledged_ns"] is None for each in writes)
         return {"group": group, "acknowledged": by is not None, "open": is_open, "writes": writes}
+
+    async def rehearsals(self, group: str) -> list[Json]:
+        """Those of every backup, the newest first."""
+        settings = group_settings(self._local.deployed(), group)
+        nodes = [self._node(backup) for backup in settings.backups]
+        told = _all(await ask_all(nodes, lambda node: node.rehearsals(group)))
+        return sorted((each for said in told.values() for each in said), key=lambda one: -one["begun_ns"])
+
+    async def rehearsal_open(self, group: str, backup: str | None, limit_s: float, caller: Caller) -> Json:
+        """A copy of the replica of `backup` (None: of the only one) that can be written for `limit_s`."""
+        if not 1 <= limit_s <= LIMIT_MOST_S:
+            raise UsageError(f"the time limit is from 1 s to {LIMIT_MOST_S / 86400:.0f} days")
+        backups = group_settings(self._local.deployed(), group).backups
+        if backup is None and len(backups) > 1:
+            raise UsageError(f"group {group} has several backups", hint=f"one of: {', '.join(backups)}")
+        if (backup or backups[0]) not in backups:
+            raise UsageError(
+                f"{backup} is not a backup of {group}", hint=f"its backups: {', '.join(backups)}"
+            )
+        node = self._node(backup or backups[0])
+        return await node.rehearsal_open(group, secrets.token_hex(4), limit_s, str(caller))
+
+    async def rehearsal_close(self, group: str, identity: str, caller: Caller) -> Json:
+        """End a rehearsal before its time."""
+        for each in await self.rehearsals(group):
+            if each["id"] == identity:
+                return await self._node(each["backup"]).rehearsal_close(group, identity, str(caller))
+        raise NotFound(f"there is no rehearsal {identity!r} of group {group}")
 
     # --- changing -----------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ service never cares which node it runs on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import httpx
@@ -23,11 +24,12 @@ from castling.config import Config, GroupSettings
 from castling.control import plan as planning
 from castling.control.client import CONNECT_S, unreachable, unwrap
 from castling.control.home import Home, write_private
+from castling.control.rehearsals import Rehearsals
 from castling.control.releases import Releases, Resting
 from castling.control.store import Store
 from castling.control.supervisor import EndStatus, Supervisor
 from castling.control.tree import end_view
-from castling.errors import CastlingError, LinkForeign, NotInitialised, StateError
+from castling.errors import CastlingError, LinkForeign, NotFound, NotInitialised, StateError
 from castling.groups.topology import End, EndName, end_paths, ends_on, group_settings, streams
 from castling.kinds.base import Finding, PartAction, Stream
 from castling.link.authority import name_of_authority
@@ -78,6 +80,15 @@ class Node(Protocol):
     async def foreign_writes(self, group: str, since_s: float | None, acknowledge: str | None) -> list[Json]:
         """Writes on this node's copy that are not the group's, each with its `backup`; see `Kind`."""
 
+    async def rehearsal_open(self, group: str, identity: str, limit_s: float, by: str) -> Json:
+        """Make a copy of this node's replica that can be written; see `Rehearsals`."""
+
+    async def rehearsal_close(self, group: str, identity: str, by: str) -> Json:
+        """End it."""
+
+    async def rehearsals(self, group: str) -> list[Json]:
+        """Those of this node, the newest first."""
+
     async def move_parts(self, group: str, action: PartAction, parts: list[str], reason: str) -> list[Json]:
         """Ask the group's apply on this node to hold or release parts: `backup`, `part`, `result` each."""
 
@@ -117,13 +128,17 @@ class LocalNode:
         self._supervisor = supervisor
         self._now_ns = now_ns
         self.releases = Releases(self._resting)
+        #: ends that run but are away for a moment, at the word of this agent alone
+        self._away: set[End] = set()
+        self.copies = Rehearsals(store, self._own_stream, self._apply_away, now_ns)
         self.text = home.deployed.read_text(encoding="utf-8") if home.deployed.exists() else None
         self.config = None if self.text is None else settings.parse(self.text, str(home.deployed))
 
     def wanted(self) -> list[End]:
         """The ends that should be running here."""
         desired = self._store.desired()
-        return [end for end in self.own_ends() if desired.get(end.group) == "running"]
+        running = (end for end in self.own_ends() if desired.get(end.group) == "running")
+        return [end for end in running if end not in self._away]
 
     def own_ends(self) -> list[End]:
         """The ends that are this node's, running or not."""
@@ -255,6 +270,34 @@ class LocalNode:
                 found += [{"backup": stream.backup, **each} for each in told]
         return found
 
+    async def rehearsal_open(self, group: str, identity: str, limit_s: float, by: str) -> Json:
+        return await self.copies.open(group, identity, limit_s, by)
+
+    async def rehearsal_close(self, group: str, identity: str, by: str) -> Json:
+        return await self.copies.close(group, identity, f"ended by {by}")
+
+    async def rehearsals(self, group: str) -> list[Json]:
+        return self.copies.listed(group)
+
+    def _own_stream(self, group: str) -> Stream:
+        """The group's stream to this node, whatever its role is now."""
+        settings = group_settings(self.deployed(), group)
+        if self.name not in (settings.primary, *settings.backups):
+            raise NotFound(f"{self.name} is no node of group {group}")
+        return Stream(group, self.name, settings, self.deployed())
+
+    @contextlib.asynccontextmanager
+    async def _apply_away(self, stream: Stream) -> AsyncIterator[None]:
+        end = End(stream.group, stream.backup, EndName.APPLY)
+        self._away.add(end)
+        try:
+            self._supervisor.keep(self.wanted())
+            await self._supervisor.settled([end])
+            yield
+        finally:
+            self._away.discard(end)
+            self._supervisor.keep(self.wanted())
+
     async def forget_kind(self, group: str, without: list[str]) -> None:
         config = self.deployed()
         kind = kinds.load(group_settings(config, group).kind)
@@ -265,6 +308,7 @@ class LocalNode:
         if self._store.desired().get(group) == "running":
             raise StateError(f"group {group} is running", hint=f"`castling group stop {group}` first")
         group_settings(self.deployed(), group)
+        await self.copies.close_all(group, "the group was removed or copied anew")
         await asyncio.to_thread(shutil.rmtree, self._home.groups / group, True)
         self._store.forget_desired(group)
 
@@ -341,6 +385,21 @@ class RemoteNode:
     async def foreign_writes(self, group: str, since_s: float | None, acknowledge: str | None) -> list[Json]:
         body = {"since_s": since_s, "acknowledge": acknowledge}
         found: list[Json] = await self._call("POST", f"/v1/node/groups/{group}/foreign-writes", body, SLOW_S)
+        return found
+
+    async def rehearsal_open(self, group: str, identity: str, limit_s: float, by: str) -> Json:
+        body = {"id": identity, "limit_s": limit_s, "by": by}
+        path = f"/v1/node/groups/{group}/rehearsals"
+        found: Json = await self._call("POST", path, body, COPY_S)
+        return found
+
+    async def rehearsal_close(self, group: str, identity: str, by: str) -> Json:
+        path = f"/v1/node/groups/{group}/rehearsals/close"
+        found: Json = await self._call("POST", path, {"id": identity, "by": by}, COPY_S)
+        return found
+
+    async def rehearsals(self, group: str) -> list[Json]:
+        found: list[Json] = await self._call("GET", f"/v1/node/groups/{group}/rehearsals")
         return found
 
     async def forget_kind(self, group: str, without: list[str]) -> None:

@@ -12,7 +12,7 @@ import enum
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -91,6 +91,10 @@ class Endpoint:
     body: type[msgspec.Struct] | None = None
 
 
+#: of a rehearsal: it becomes part of a name in the kind
+Identity = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{2,16}$")]
+
+
 # --- bodies -----------------------------------------------------------------------------------
 
 
@@ -142,6 +146,22 @@ class ForeignBody(msgspec.Struct, forbid_unknown_fields=True):
 
 class ForgetBody(msgspec.Struct, forbid_unknown_fields=True):
     without: list[str]
+
+
+class RehearsalBody(msgspec.Struct, forbid_unknown_fields=True):
+    limit_s: float
+    backup: str | None = None
+
+
+class NodeRehearsalBody(msgspec.Struct, forbid_unknown_fields=True):
+    id: Identity
+    limit_s: float
+    by: str
+
+
+class NodeRehearsalCloseBody(msgspec.Struct, forbid_unknown_fields=True):
+    id: Identity
+    by: str
 
 
 class DesireBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -267,6 +287,19 @@ async def _acknowledge(services: Services, call: Call) -> Any:
     return await services.groups.foreign_writes(call.names["group"], acknowledge=call.caller)
 
 
+async def _rehearsals(services: Services, call: Call) -> Any:
+    return await services.groups.rehearsals(call.names["group"])
+
+
+async def _rehearsal_open(services: Services, call: Call) -> Any:
+    body = call.body
+    return await services.groups.rehearsal_open(call.names["group"], body.backup, body.limit_s, call.caller)
+
+
+async def _rehearsal_close(services: Services, call: Call) -> Any:
+    return await services.groups.rehearsal_close(call.names["group"], call.names["rehearsal"], call.caller)
+
+
 async def _remove(services: Services, call: Call) -> Any:
     without = [name for name in call.query.get("without", "").split(",") if name]
     return await services.groups.remove(call.names["group"], call.caller, without)
@@ -327,6 +360,21 @@ async def _node_foreign_writes(services: Services, call: Call) -> Any:
     return await services.local.foreign_writes(call.names["group"], body.since_s, by)
 
 
+async def _node_rehearsals(services: Services, call: Call) -> Any:
+    return await services.local.rehearsals(call.names["group"])
+
+
+async def _node_rehearsal_open(services: Services, call: Call) -> Any:
+    body = call.body
+    by = f"{body.by[:100]} through {call.caller}"
+    return await services.local.rehearsal_open(call.names["group"], body.id, body.limit_s, by)
+
+
+async def _node_rehearsal_close(services: Services, call: Call) -> Any:
+    by = f"{call.body.by[:100]} through {call.caller}"
+    return await services.local.rehearsal_close(call.names["group"], call.body.id, by)
+
+
 async def _node_forget_kind(services: Services, call: Call) -> Any:
     return await services.local.forget_kind(call.names["group"], call.body.without)
 
@@ -365,6 +413,9 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/groups/{group}/reseed", _ADMIN, _reseed),
     Endpoint("POST", "/v1/groups/{group}/stop", _OPERATOR, _stop),
     Endpoint("POST", "/v1/groups/{group}/parts", _OPERATOR, _parts, PartsBody),
+    Endpoint("GET", "/v1/groups/{group}/rehearsals", _VIEWER, _rehearsals),
+    Endpoint("POST", "/v1/groups/{group}/rehearsals", _OPERATOR, _rehearsal_open, RehearsalBody),
+    Endpoint("DELETE", "/v1/groups/{group}/rehearsals/{rehearsal}", _OPERATOR, _rehearsal_close),
     Endpoint("DELETE", "/v1/groups/{group}", _ADMIN, _remove),
     Endpoint("GET", "/v1/events", _VIEWER, _events),
     Endpoint("GET", "/v1/access-log", _ADMIN, _access_log),
@@ -379,6 +430,17 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/node/groups/{group}/parts", Access.NODE, _node_parts, PartsBody),
     Endpoint(
         "POST", "/v1/node/groups/{group}/foreign-writes", Access.NODE, _node_foreign_writes, ForeignBody
+    ),
+    Endpoint("GET", "/v1/node/groups/{group}/rehearsals", Access.NODE, _node_rehearsals),
+    Endpoint(
+        "POST", "/v1/node/groups/{group}/rehearsals", Access.NODE, _node_rehearsal_open, NodeRehearsalBody
+    ),
+    Endpoint(
+        "POST",
+        "/v1/node/groups/{group}/rehearsals/close",
+        Access.NODE,
+        _node_rehearsal_close,
+        NodeRehearsalCloseBody,
     ),
     Endpoint("POST", "/v1/node/groups/{group}/forget-kind", Access.NODE, _node_forget_kind, ForgetBody),
     Endpoint("POST", "/v1/node/groups/{group}/forget", Access.NODE, _node_forget),

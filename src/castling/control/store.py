@@ -68,6 +68,14 @@ MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
     ) STRICT;
     """,
     access_log.chain_existing,
+    """
+    CREATE TABLE rehearsal (
+        id TEXT NOT NULL, grp TEXT NOT NULL, backup TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('opening', 'open', 'closing', 'closed')), by TEXT NOT NULL,
+        begun_ns INTEGER NOT NULL, opened_ns INTEGER, until_ns INTEGER NOT NULL, closed_ns INTEGER,
+        why TEXT NOT NULL, facts TEXT NOT NULL, PRIMARY KEY (grp, id)
+    ) STRICT;
+    """,
 )
 
 
