@@ -3,6 +3,8 @@
     CastlingError
     ├── UsageError        2       how a command was called
     ├── FindingsExist     3       a check ran and found something
+    ├── AuditCannotBegin  4       both ends can't be seen at one position now
+    ├── AuditYields       5       an audit made room
     ├── ConfigError       10-19   configuration and local state
     ├── SourceError       20-29   the system that is captured
     ├── TargetError       30-39   the system that is written
@@ -62,6 +64,22 @@ class FindingsExist(CastlingError):
 
     code = "findings-exist"
     exit_code = 3
+
+
+class AuditCannotBegin(CastlingError):
+    """The two ends can't be seen at one position now."""
+
+    code = "audit-cannot-begin"
+    exit_code = 4
+    retryable = True
+
+
+class AuditYields(CastlingError):
+    """The audit lets go for now: the stream has to catch up, its time is over, or it was told to stop."""
+
+    code = "audit-yields"
+    exit_code = 5
+    retryable = True
 
 
 # --- configuration and local state ------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,13 +20,19 @@ from castling.journal.record import Draft, Position, Record
 
 __all__ = [
     "Abandon",
+    "AuditGuard",
+    "AuditPart",
+    "AuditView",
+    "Auditor",
     "Bulk",
     "BulkCall",
     "Capture",
     "Clone",
     "Commit",
+    "Compared",
     "Copied",
     "Decoder",
+    "Discrepancy",
     "Finding",
     "Held",
     "Kind",
@@ -33,6 +40,7 @@ __all__ = [
     "PartProgress",
     "Piece",
     "Records",
+    "Repaired",
     "SeedProgress",
     "SeedSource",
     "SeedTarget",
@@ -294,6 +302,121 @@ class SeedTarget(Protocol):
     async def close(self) -> None: ...
 
 
+# --- audits -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPart:
+    """What can be compared on its own (a table, say), by the source's name. `rows`, `bytes`: estimates.
+
+    `changes`: a counter of the source that never stands still while the part changes; None: there is none.
+    `blocked`: why it can't be compared now; empty: it can.
+    """
+
+    part: str
+    rows: int | None
+    bytes: int
+    changes: int | None = None
+    blocked: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discrepancy:
+    """One thing that is not on the target as it is on the source, at one position.
+
+    `what`: missing, extra, different, behind, ... `source`, `target`: what each end has, by column, as text
+    (None is NULL); None where it has nothing. `times`: how often, where equal rows can't be told apart.
+    `mend`: how a repair would go about it: row, copy, sequence, statement; empty: only a person can.
+    `token`: what the kind needs for that.
+    """
+
+    rule: str
+    part: str
+    what: str
+    message: str
+    key: dict[str, str | None] | None = None
+    source: dict[str, str | None] | None = None
+    target: dict[str, str | None] | None = None
+    columns: list[str] = field(default_factory=list)
+    times: int = 1
+    mend: str = ""
+    statement: str = ""
+    token: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Compared:
+    """What comparing one part by one rule came to.
+
+    `problem` not empty: it could not be told, and why; then nothing else counts. `more`: discrepancies
+    beyond those listed. `notes`: what is so by intent, such as what no group protects.
+    """
+
+    rule: str
+    part: str
+    rows_source: int | None = None
+    rows_target: int | None = None
+    bytes: int = 0
+    found: list[Discrepancy] = field(default_factory=list)
+    more: int = 0
+    problem: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def result(self) -> str:
+        """equal, differs or unknown."""
+        if self.problem:
+            return "unknown"
+        return "differs" if self.found or self.more else "equal"
+
+
+class AuditGuard(Protocol):
+    """Keeps an audit within its limits; asked after each piece of work on the source."""
+
+    async def spent(self, *, seconds: float, size: int, rows: int) -> None:
+        """A statement took `seconds` on the source and read `size` bytes, `rows` rows. May wait (pace);
+        raises AuditYields when the audit has to let go of what it holds."""
+
+
+class AuditView(Protocol):
+    """Both ends at exactly one position of the stream, however much is written meanwhile."""
+
+    position: str
+
+    def paused_s(self) -> float | None:
+        """How long apply stood still for it; None: not known."""
+
+    async def compare(self, part: str, guard: AuditGuard) -> Compared: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair did about the discrepancy of this index. `result`: done, sent, refused."""
+
+    index: int
+    result: str
+    detail: str = ""
+
+
+class Auditor(Protocol):
+    """Compares the two ends of a stream. `rules`: what it can look at; "rows" needs a view, the others
+    don't."""
+
+    rules: tuple[str, ...]
+
+    async def parts(self) -> list[AuditPart]: ...
+
+    def at_one_position(self) -> AbstractAsyncContextManager[AuditView]:
+        """Raises AuditCannotBegin when there can be no such view now."""
+
+    async def look(self, rule: str) -> list[Compared]:
+        """What any other rule comes to."""
+
+    async def repair(self, found: Sequence[Discrepancy]) -> list[Repaired]:
+        """Mend, through the stream where rows are concerned; returns when the target has done it, or has
+        refused. Nothing is mended that has come right meanwhile."""
+
+
 # --- the kind itself --------------------------------------------------------------------------
 
 
@@ -346,6 +469,8 @@ class Kind(Protocol):
     def clone_environment(self, stream: Stream, clone: str, secrets: Path) -> dict[str, str]:
         """Variables by which a program finds the copy `clone` (its `Clone.database`). A secret that it needs
         is written into the file `secrets`, readable by its owner alone."""
+
+    def auditor(self, stream: Stream) -> Auditor: ...
 
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         """How the target's definitions differ from the source's; one OK finding if they don't. Only looks."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from castling.config import DatabaseSettings
-from castling.kinds.base import Clone, Copied, Finding, PartAction, Stream, Target
+from castling.kinds.base import Auditor, Clone, Copied, Finding, PartAction, Stream, Target
+from castling.kinds.postgres.auditor import PostgresAuditor
 from castling.kinds.postgres.capture import PostgresCapture
 from castling.kinds.postgres.check import check_stream
 from castling.kinds.postgres.clone import clone_environment, clone_names, close_clone, open_clone
@@ -114,6 +115,9 @@ class PostgresKind:
 
     def clone_environment(self, stream: Stream, clone: str, secrets: Path) -> dict[str, str]:
         return clone_environment(_target(stream), clone, secrets)
+
+    def auditor(self, stream: Stream) -> Auditor:
+        return PostgresAuditor(stream)
 
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         return await compare_schema(stream)

@@ -19,6 +19,7 @@ from typing import Any
 from castling.config import DatabaseSettings
 from castling.errors import TargetError
 from castling.kinds.base import Commit, Held, Piece
+from castling.kinds.postgres.audit_marks import MARK_PREFIX, REPAIR_PREFIX
 from castling.kinds.postgres.changes import Change
 from castling.kinds.postgres.ddl_message import changes_schema
 from castling.kinds.postgres.lane import Lane
@@ -32,7 +33,7 @@ __all__ = ["LanesTarget"]
 #: batches that are handed over and not yet committed by all of their lanes
 BATCHES_MAX = 2
 #: messages after which every table is what it was
-_HARMLESS = {SEQUENCES_PREFIX, LARGE_OBJECTS_PREFIX}
+_HARMLESS = {SEQUENCES_PREFIX, LARGE_OBJECTS_PREFIX, MARK_PREFIX, REPAIR_PREFIX}
 
 
 class LanesTarget:
@@ -65,7 +66,8 @@ class LanesTarget:
     async def apply(self, pieces: Sequence[Piece]) -> None:
         self._parts = None
         changed = changes_schema(pieces)
-        if pieces[-1].commit is not None and self._main.is_even and not changed:
+        together = changed or self._main.stops(pieces)  # for an audit all tables stand at one position
+        if pieces[-1].commit is not None and self._main.is_even and not together:
             changes = self._main.kept(pieces)
             if not self._lane_of:
                 await self._begin()

@@ -15,28 +15,32 @@ from castling.kinds.postgres.definitions import Difference, Thing, differences, 
 from castling.kinds.postgres.outside_read import read_available_extensions, read_outside
 from castling.kinds.postgres.schema_read import read_schema
 
-__all__ = ["compare_schema"]
+__all__ = ["code_of", "compare_schema", "read_differences"]
 
 
 async def compare_schema(stream: Stream) -> list[Finding]:
     """How the target's definitions and surroundings differ from the source's; one OK finding if not."""
+    found, same = await read_differences(stream)
+    told = [finding(each, code=code_of(each)) for each in found]
+    if not told:
+        message = f"{same} definitions are the same on source and target"
+        told = [Finding(Severity.OK, "schema", "schema-same", message)]
+    return told
+
+
+async def read_differences(stream: Stream) -> tuple[list[Difference], int]:
+    """What differs, and how many definitions the source has."""
     source, target = (
         stream.settings.databases[stream.settings.primary],
         stream.settings.databases[stream.backup],
     )
     here, _, version = await _read(stream, source, target.dbname, SourceUnreachable, SourceError)
     there, available, other = await _read(stream, target, target.dbname, TargetUnreachable, TargetError)
-    found = judge_extensions(
-        differences(here, there, loose=version != other or bool(stream.settings.rename)), available
-    )
-    told = [finding(each, code=_code(each)) for each in found]
-    if not told:
-        message = f"{len(here)} definitions are the same on source and target"
-        told = [Finding(Severity.OK, "schema", "schema-same", message)]
-    return told
+    loose = version != other or bool(stream.settings.rename)
+    return judge_extensions(differences(here, there, loose=loose), available), len(here)
 
 
-def _code(difference: Difference) -> str:
+def code_of(difference: Difference) -> str:
     if difference.target is None:
         return "not-on-target"
     return "only-on-target" if difference.source is None else "differs"

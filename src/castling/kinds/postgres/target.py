@@ -26,6 +26,9 @@ from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import PartsMoved, TargetError, TargetForeign, TargetUnreachable
 from castling.kinds.base import Commit, Held, Piece
 from castling.kinds.postgres import progress
+from castling.kinds.postgres.audit_marks import MARK_PREFIX, REPAIR_PREFIX, has_mark, mark_in
+from castling.kinds.postgres.audit_mend import AuditMend
+from castling.kinds.postgres.audit_stop import AuditStop
 from castling.kinds.postgres.changes import Change, coalesce
 from castling.kinds.postgres.ddl_apply import SchemaChanges, TablesRefused
 from castling.kinds.postgres.ddl_message import DDL_PREFIX, runs
@@ -46,6 +49,10 @@ from castling.kinds.postgres.target_session import explained, open_session
 from castling.kinds.postgres.writer import MessageHandler, Writer
 
 __all__ = ["PostgresTarget"]
+
+
+async def _pass_over(connection: AsyncConnection[Any], content: bytes) -> None:
+    """A message that says all by its place."""
 
 
 class PostgresTarget:
@@ -85,10 +92,14 @@ class PostgresTarget:
         self._looking: list[asyncio.Task[None]] = []
         self._sequences = SequenceTarget(group)
         self._large_objects = LargeObjectTarget(group)
+        self._audit = AuditStop(group)
+        self._mend = AuditMend(group, lambda: self._positions.elsewhere())
         #: by prefix: what is done with messages of the stream
         self._handlers: dict[str, MessageHandler] = {
             SEQUENCES_PREFIX: self._sequences.take,
             LARGE_OBJECTS_PREFIX: self._large_objects.take,
+            MARK_PREFIX: _pass_over,
+            REPAIR_PREFIX: self._mend.take,
         }
 
     # --- connecting ---------------------------------------------------------------------------
@@ -102,6 +113,7 @@ class PostgresTarget:
             await self._emptied.load(connection)
             await self._sequences.load(connection)
             await self._large_objects.load(connection)
+            await self._audit.load(connection)
             if self._schema is not None:
                 await self._schema.load(connection)
             self._progress = await progress.read(connection, self._group)
@@ -155,6 +167,35 @@ class PostgresTarget:
         return self._emptied.keep(self._positions.keep(pieces, self._progress))
 
     async def apply(self, pieces: Sequence[Piece]) -> None:
+        if self.stops(pieces):
+            await self._apply_to_stop(pieces)
+        else:
+            await self._apply_runs(pieces)
+
+    def stops(self, pieces: Sequence[Piece]) -> bool:
+        """Whether an audit may ask for a stop among `pieces`."""
+        return self._audit.until is not None or has_mark(pieces)
+
+    async def _apply_to_stop(self, pieces: Sequence[Piece]) -> None:
+        """One transaction of the source after the other, with a stop where an audit wants to see the target:
+        what comes before it is committed, and what comes after is not there."""
+        before: Commit | None = None
+        for piece in pieces:
+            until = self._audit.until
+            if until is not None and piece.offset >= until:
+                if before is not None:
+                    await self.commit(before)
+                with explained():
+                    await self._audit.reached(self._connected())
+            await self._apply_runs([piece])
+            before = piece.commit
+            mark = mark_in(piece)
+            if mark is not None and before is not None and piece.offset >= self._progress:
+                await self.commit(before)
+                with explained():
+                    await self._audit.arm(self._connected(), mark)
+
+    async def _apply_runs(self, pieces: Sequence[Piece]) -> None:
         for run, message in runs(pieces):
             await self._apply_rows(run)
             if message is not None and self._schema is not None:
@@ -327,6 +368,8 @@ class PostgresTarget:
         return {
             "connected": self._connection is not None and not self._connection.closed,
             "origin": origin_name(self._group),
+            "audit_stops": self._audit.stops,
+            "audit_paused_s": self._audit.last_paused_s,
             "sets": None if self._writer is None else self._writer.sets,
             "replays": None if self._writer is None else self._writer.replays,
             "warnings": self._sequences.warnings()
