@@ -413,3 +413,34 @@ class StaleEpoch(RoleError):
 
     code = "stale-epoch"
     exit_code = 51
+
+
+class BackupApart(RoleError):
+    """The backup was the primary, and may hold commits that nobody else has: it waits to be reintroduced."""
+
+    code = "backup-apart"
+    exit_code = 52
+    retryable = True
+
+
+class NotFenced(RoleError):
+    """The source still takes writes: it could not be fenced in time."""
+
+    code = "not-fenced"
+    exit_code = 53
+    retryable = True
+
+
+class NotDrained(RoleError):
+    """The backup does not have yet what the source has committed."""
+
+    code = "not-drained"
+    exit_code = 54
+    retryable = True
+
+
+class NotSwitchable(RoleError):
+    """The roles of this group can't be changed."""
+
+    code = "not-switchable"
+    exit_code = 55

@@ -162,6 +162,8 @@ _GROUP = (
 )
 _TREE = (
     *_GROUP,
+    ("configured_primary", "the primary that castling.toml names"),
+    ("epoch", "counts role changes; that of the current primary"),
     ("capture_on", "node that captures"),
     ("node", "node that answered"),
     ("streams", "one for each backup"),

@@ -68,7 +68,7 @@ def bytes_text(amount: float | None) -> str:
 
 def details(tree: Json) -> str:
     """What stands below the table: lags, progress of the first copy, what is wrong and what to do."""
-    lines: list[str] = []
+    lines: list[str] = _roles(tree)
     for stream in tree["streams"]:
         if stream["state"] not in ("stopped", "seeding"):
             lines.append(_lags(tree["group"], stream))
@@ -86,6 +86,15 @@ def details(tree: Json) -> str:
         lines += _holds(stream)
         lines += _warnings(stream)
     return "\n".join(lines)
+
+
+def _roles(tree: Json) -> list[str]:
+    """Who is primary, where that is not what everybody would think."""
+    configured = tree.get("configured_primary")  # an agent of before has none
+    if configured in (None, tree["primary"]):
+        return []
+    told = f"{tree['group']}: {tree['primary']} is primary, in epoch {tree['epoch']}"
+    return [f"{told} (castling.toml names {configured})"]
 
 
 def _lags(group: str, stream: Json) -> str:

@@ -13,7 +13,7 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -26,6 +26,7 @@ from castling.control.home import Home, RunningAgent, node_tls, write_private
 from castling.control.membership import Membership
 from castling.control.nodes import LocalNode, Node, RemoteNode
 from castling.control.process import prepared_command
+from castling.control.roles import RoleKeeper
 from castling.control.routes import Services
 from castling.control.server import AgentServer, bind
 from castling.control.store import Store
@@ -66,7 +67,11 @@ async def run_agent(home: Home) -> None:
         log.info("agent.started", node=local.name, address=address, version=castling.__version__)
         keeping = asyncio.create_task(supervisor.run(local.wanted(), local.own_ends()))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        beside = [asyncio.create_task(local.releases.run()), asyncio.create_task(local.copies.run())]
+        beside = [
+            asyncio.create_task(local.releases.run()),
+            asyncio.create_task(local.copies.run()),
+            asyncio.create_task(RoleKeeper(local, _reaching(home)).run()),
+        ]
         try:
             done, _ = await asyncio.wait((keeping, serving, *beside), return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -80,10 +85,15 @@ async def run_agent(home: Home) -> None:
             log.info("agent.stopped", node=local.name)
 
 
-def _services(home: Home, store: Store, local: LocalNode) -> Services:
+def _reaching(home: Home) -> Callable[[str, str], Node]:
     def reach(name: str, address: str) -> Node:
         return RemoteNode(name, address, _peer_context(home, name))
 
+    return reach
+
+
+def _services(home: Home, store: Store, local: LocalNode) -> Services:
+    reach = _reaching(home)
     changing = asyncio.Lock()
     return Services(
         local=local,

@@ -108,11 +108,12 @@ class Deployment:
                 notes.append(f"nodes.{name}: does not answer; what it still runs was not stopped")
         desired = [state for said in told.values() for state in said["desired"].items()]
         found = planning.plan(
-            self._local.config,
+            self._local.configured,
             config,
             installation=self._local.installation_name,
             begun={group for group, _ in desired},
             running={group for group, state in desired if state == "running"},
+            roles=self._local.all_roles,
         )
         found.notes += notes
         return found, told, config

@@ -51,7 +51,10 @@ class Groups:
                 ends.update({(end.backup, str(end.end)): unknown_end(said) for end in lost})
             else:
                 ends.update({(end["backup"], end["end"]): end for end in said})
-        return {**group_tree(config, group, ends), "node": self._local.name}
+        configured = self._local.configured
+        primary = None if configured is None else configured.groups[group].primary
+        tree = group_tree(config, group, ends, role=self._local.role(group), configured=primary)
+        return {**tree, "node": self._local.name}
 
     async def ready(self, group: str, lag_s: float) -> tuple[bool, Json]:
         """Whether every stream runs with RPO and apply lag known and at most `lag_s`."""
@@ -159,7 +162,7 @@ class Groups:
             await self._same_deployment(group, nodes)
             checked = await self._checked(group)
             await self._desire(group, "stopped", caller, nodes)
-            _all(await ask_all(nodes, lambda node: node.forget(group)))
+            _all(await ask_all(nodes, lambda node: node.forget(group, keep_role=True)))
             await self._desire(group, "running", caller, nodes)
             return {"group": group, "result": "reseeding", **checked}
 
@@ -213,7 +216,7 @@ class Groups:
                 return {"group": group, "result": "already_removed"}
             captures = capture_node(group_settings(self._local.deployed(), group))
             await (self._local if captures in without else self._node(captures)).forget_kind(group, without)
-            _all(await ask_all(nodes, lambda node: node.forget(group)))
+            _all(await ask_all(nodes, lambda node: node.forget(group, keep_role=False)))
             return {"group": group, "result": "removed"}
 
     async def _desire(self, group: str, state: str, caller: Caller, nodes: list[Node]) -> bool:

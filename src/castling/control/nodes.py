@@ -12,6 +12,7 @@ import contextlib
 import shutil
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import httpx
@@ -30,7 +31,20 @@ from castling.control.store import Store
 from castling.control.supervisor import EndStatus, Supervisor
 from castling.control.tree import end_view
 from castling.errors import CastlingError, LinkForeign, NotFound, NotInitialised, StateError
-from castling.groups.topology import End, EndName, end_paths, ends_on, group_settings, streams
+from castling.groups.role import ROLE_FILE, Role, load_roles, save_role
+from castling.groups.stream import SeedState, StreamState, load_stream, save_stream
+from castling.groups.topology import (
+    End,
+    EndName,
+    end_paths,
+    ends_on,
+    group_settings,
+    in_roles,
+    members,
+    stream_folder,
+    streams,
+)
+from castling.host import RealHost
 from castling.kinds.base import Finding, PartAction, Stream
 from castling.link.authority import name_of_authority
 from castling.observe import read_report
@@ -58,6 +72,13 @@ class Node(Protocol):
 
     async def describe(self) -> Json:
         """node, version, digest of what is deployed (None: nothing), desired state by group."""
+
+    async def roles(self) -> Json:
+        """By group of which the node is a member: the role that it knows, `epoch` and `primary`."""
+
+    async def take_role(self, group: str, epoch: int, primary: str, by: str) -> Json:
+        """Know from now on that `primary` is the primary of `epoch`: durable, then the ends of the former
+        roles end and those of the new ones begin. StaleEpoch when a later epoch is known."""
 
     async def deploy(self, text: str, by: str) -> Json:
         """Make `text` what runs here; restarts exactly the ends it concerns."""
@@ -95,8 +116,9 @@ class Node(Protocol):
     async def forget_kind(self, group: str, without: list[str]) -> None:
         """Remove what the kind left on sources, and on targets but those of the nodes in `without`."""
 
-    async def forget(self, group: str) -> None:
-        """Remove the group's folder and that it was ever started; StateError while it should run."""
+    async def forget(self, group: str, *, keep_role: bool) -> None:
+        """Remove the group's folder and that it was ever started; StateError while it should run.
+        `keep_role`: it begins anew in its current role, and not as castling.toml has it."""
 
 
 async def ask_all(
@@ -132,7 +154,28 @@ class LocalNode:
         self._away: set[End] = set()
         self.copies = Rehearsals(store, self._own_stream, self._apply_away, now_ns)
         self.text = home.deployed.read_text(encoding="utf-8") if home.deployed.exists() else None
-        self.config = None if self.text is None else settings.parse(self.text, str(home.deployed))
+        #: as castling.toml has it
+        self.configured = None if self.text is None else settings.parse(self.text, str(home.deployed))
+        self._roles = self._load_roles()
+
+    @property
+    def config(self) -> Config | None:
+        """What is deployed, as the current roles make it."""
+        return None if self.configured is None else in_roles(self.configured, self._roles)
+
+    def _load_roles(self) -> dict[str, Role]:
+        groups = {} if self.configured is None else self.configured.groups
+        primaries = {name: group.primary for name, group in groups.items()}
+        return load_roles(RealHost(), str(self._home.groups), primaries)
+
+    def role(self, group: str) -> Role:
+        """The group's current role, as this node knows it."""
+        group_settings(self.deployed(), group)
+        return self._roles[group]
+
+    @property
+    def all_roles(self) -> dict[str, Role]:
+        return dict(self._roles)
 
     def wanted(self) -> list[End]:
         """The ends that should be running here."""
@@ -142,16 +185,16 @@ class LocalNode:
 
     def own_ends(self) -> list[End]:
         """The ends that are this node's, running or not."""
-        if self.config is None or self.name not in self.config.nodes:
-            return []
-        return ends_on(self.config, self.name)
+        config = self.config
+        return [] if config is None or self.name not in config.nodes else ends_on(config, self.name)
 
     def deployed(self) -> Config:
-        if self.config is None:
+        config = self.config
+        if config is None:
             raise NotInitialised(
                 "nothing is deployed yet", hint="write castling.toml and run `castling deploy`"
             )
-        return self.config
+        return config
 
     async def describe(self) -> Json:
         return {
@@ -166,22 +209,57 @@ class LocalNode:
         digest = planning.digest(text)
         if self.text is not None and digest == planning.digest(self.text):
             return {"result": "already_deployed"}
-        old = self.config
+        before = self.own_ends()
         found = planning.plan(
-            old,
+            self.configured,
             config,
             installation=self.installation_name,
             begun=set(),
             running=set(self._store.desired()),
+            roles=self._roles,
         )
         write_private(self._home.deployed, text.encode())
         version = self._store.add_deployment(digest, text, by)
-        self.text, self.config = text, config
-        before = [] if old is None or self.name not in old.nodes else ends_on(old, self.name)
+        self.text, self.configured = text, config
+        self._roles = self._load_roles()
         wanted = self.wanted()
         self._supervisor.keep(wanted, again=set(found.restarts) & set(wanted))
         await self._supervisor.settled(set(before) - set(wanted))
         return {"result": "deployed", "version": version}
+
+    async def roles(self) -> Json:
+        groups = {} if self.configured is None else self.configured.groups
+        mine = {name for name, group in groups.items() if self.name in members(group)}
+        return {name: msgspec.to_builtins(role) for name, role in self._roles.items() if name in mine}
+
+    async def take_role(self, group: str, epoch: int, primary: str, by: str) -> Json:
+        role, known = Role(epoch, primary), self.role(group)
+        if primary not in members(group_settings(self.deployed(), group)):
+            raise StateError(f"{primary} is not a node of group {group}")
+        before = {end for end in self.own_ends() if end.group == group}
+        if primary != known.primary:
+            self._set_apart(group, role)
+        save_role(RealHost(), str(self._home.groups / group), role)
+        self._roles[group] = role
+        if role != known:
+            fields = {"group": group, "epoch": epoch, "primary": primary, "by": by}
+            self._store.add_event("group.role_changed", fields)
+            wanted = self.wanted()
+            again = {end for end in wanted if end in before}
+            self._supervisor.keep(wanted, again=again if primary != known.primary else ())
+        after = {end for end in self.own_ends() if end.group == group}
+        await self._supervisor.settled(before - after)
+        return {"changed": role != known}
+
+    def _set_apart(self, group: str, role: Role) -> None:
+        """This node's copy waits to be reintroduced, unless the role change itself has made it ready."""
+        configured = self.configured
+        assert configured is not None
+        config = in_roles(configured, {**self._roles, group: role})
+        for stream in streams(config, group):
+            folder = str(stream_folder(self._home.folder, stream))
+            if stream.backup == self.name and load_stream(RealHost(), folder).epoch < role.epoch:
+                save_stream(RealHost(), folder, StreamState(SeedState.APART, epoch=role.epoch))
 
     async def desire(self, group: str, state: str, by: str) -> Json:
         group_settings(self.deployed(), group)
@@ -304,13 +382,24 @@ class LocalNode:
         for stream in streams(config, group):
             await kind.forget(stream, target=stream.backup not in without)
 
-    async def forget(self, group: str) -> None:
+    async def forget(self, group: str, *, keep_role: bool) -> None:
         if self._store.desired().get(group) == "running":
             raise StateError(f"group {group} is running", hint=f"`castling group stop {group}` first")
         group_settings(self.deployed(), group)
         await self.copies.close_all(group, "the group was removed or copied anew")
-        await asyncio.to_thread(shutil.rmtree, self._home.groups / group, True)
+        kept = {ROLE_FILE} if keep_role else set()
+        await asyncio.to_thread(_empty, self._home.groups / group, kept)
+        self._roles = self._load_roles()
         self._store.forget_desired(group)
+
+
+def _empty(folder: Path, kept: set[str]) -> None:
+    """Remove the folder with what is in it; only the latter, where something is `kept`."""
+    for each in folder.iterdir() if folder.exists() else ():
+        if each.name not in kept:
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+    if not kept:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_lost(status: EndStatus, settings: GroupSettings) -> bool:
@@ -346,6 +435,15 @@ class RemoteNode:
 
     async def describe(self) -> Json:
         found: Json = await self._call("GET", "/v1/node")
+        return found
+
+    async def roles(self) -> Json:
+        found: Json = await self._call("GET", "/v1/node/roles")
+        return found
+
+    async def take_role(self, group: str, epoch: int, primary: str, by: str) -> Json:
+        body = {"epoch": epoch, "primary": primary, "by": by}
+        found: Json = await self._call("POST", f"/v1/node/groups/{group}/role", body, SLOW_S)
         return found
 
     async def deploy(self, text: str, by: str) -> Json:
@@ -405,8 +503,8 @@ class RemoteNode:
     async def forget_kind(self, group: str, without: list[str]) -> None:
         await self._call("POST", f"/v1/node/groups/{group}/forget-kind", {"without": without}, SLOW_S)
 
-    async def forget(self, group: str) -> None:
-        await self._call("POST", f"/v1/node/groups/{group}/forget", None, SLOW_S)
+    async def forget(self, group: str, *, keep_role: bool) -> None:
+        await self._call("POST", f"/v1/node/groups/{group}/forget", {"keep_role": keep_role}, SLOW_S)
 
 
 def _named(node: str, error: CastlingError) -> CastlingError:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from castling.config import Config
-from castling.groups.topology import End, EndName, ends_on
+from castling.groups.role import Role
+from castling.groups.topology import End, EndName, ends_on, in_roles, members
 
 __all__ = ["Change", "ChangeKind", "Plan", "all_ends", "digest", "plan"]
 
@@ -66,10 +67,21 @@ def all_ends(config: Config | None) -> set[End]:
     return set() if config is None else {end for node in config.nodes for end in ends_on(config, node)}
 
 
-def plan(old: Config | None, new: Config, *, installation: str, begun: set[str], running: set[str]) -> Plan:
+def plan(
+    old: Config | None,
+    new: Config,
+    *,
+    installation: str,
+    begun: set[str],
+    running: set[str],
+    roles: Mapping[str, Role] | None = None,
+) -> Plan:
     """`installation`: the name in the CA's certificate. `begun`: groups that hold a copy (started, not
-    removed since); `running`: those that should run."""
+    removed since); `running`: those that should run; `roles`: the current ones of the groups."""
     found = Plan(changes=list(_changes(old, new)))
+    refused = [] if old is None else list(_refusals(old, new, found, begun, running))
+    roles = _still_members(new, roles or {})
+    old, new = old and in_roles(old, roles), in_roles(new, roles)
     before, after = all_ends(old), all_ends(new)
     found.added, found.removed = sorted(after - before), sorted(before - after)
     touched: set[End] = set()
@@ -80,10 +92,17 @@ def plan(old: Config | None, new: Config, *, installation: str, begun: set[str],
         found.refused.append(
             f"installation.name: the certificates of this installation say {installation}; it can't change"
         )
-    if old is not None:
-        found.refused += _refusals(old, new, found, begun, running)
+    found.refused += refused
     found.notes = list(_notes(old, found.changes))
     return found
+
+
+def _still_members(config: Config, roles: Mapping[str, Role]) -> dict[str, Role]:
+    """The roles whose primary `config` still knows; another is refused where it holds a copy."""
+    groups = config.groups
+    return {
+        name: role for name, role in roles.items() if name in groups and role.primary in members(groups[name])
+    }
 
 
 def _changes(old: Config | None, new: Config) -> Iterator[Change]:

@@ -164,6 +164,16 @@ class NodeRehearsalCloseBody(msgspec.Struct, forbid_unknown_fields=True):
     by: str
 
 
+class ForgetNodeBody(msgspec.Struct, forbid_unknown_fields=True):
+    keep_role: bool = False
+
+
+class RoleBody(msgspec.Struct, forbid_unknown_fields=True):
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=(1 << 62))]
+    primary: str
+    by: str
+
+
 class DesireBody(msgspec.Struct, forbid_unknown_fields=True):
     state: Literal["running", "stopped"]
     by: str
@@ -328,6 +338,15 @@ async def _node_deploy(services: Services, call: Call) -> Any:
     return await services.local.deploy(call.body.text, f"{call.body.by[:100]} through {call.caller}")
 
 
+async def _node_roles(services: Services, call: Call) -> Any:
+    return await services.local.roles()
+
+
+async def _node_role(services: Services, call: Call) -> Any:
+    by = f"{call.body.by[:100]} through {call.caller}"
+    return await services.local.take_role(call.names["group"], call.body.epoch, call.body.primary, by)
+
+
 async def _node_desire(services: Services, call: Call) -> Any:
     by = f"{call.body.by[:100]} through {call.caller}"
     return await services.local.desire(call.names["group"], call.body.state, by)
@@ -380,7 +399,7 @@ async def _node_forget_kind(services: Services, call: Call) -> Any:
 
 
 async def _node_forget(services: Services, call: Call) -> Any:
-    return await services.local.forget(call.names["group"])
+    return await services.local.forget(call.names["group"], keep_role=call.body.keep_role)
 
 
 _VIEWER, _OPERATOR, _ADMIN = AccessRole.VIEWER, AccessRole.OPERATOR, AccessRole.ADMIN
@@ -422,6 +441,8 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/access-log/verify", _ADMIN, _access_log_verify),
     Endpoint("GET", "/v1/node", Access.NODE, _node),
     Endpoint("POST", "/v1/node/deploy", Access.NODE, _node_deploy, NodeDeployBody),
+    Endpoint("GET", "/v1/node/roles", Access.NODE, _node_roles),
+    Endpoint("POST", "/v1/node/groups/{group}/role", Access.NODE, _node_role, RoleBody),
     Endpoint("POST", "/v1/node/groups/{group}/desire", Access.NODE, _node_desire, DesireBody),
     Endpoint("GET", "/v1/node/groups/{group}/ends", Access.NODE, _node_ends),
     Endpoint("POST", "/v1/node/groups/{group}/check", Access.NODE, _node_check),
@@ -443,5 +464,5 @@ ENDPOINTS = (
         NodeRehearsalCloseBody,
     ),
     Endpoint("POST", "/v1/node/groups/{group}/forget-kind", Access.NODE, _node_forget_kind, ForgetBody),
-    Endpoint("POST", "/v1/node/groups/{group}/forget", Access.NODE, _node_forget),
+    Endpoint("POST", "/v1/node/groups/{group}/forget", Access.NODE, _node_forget, ForgetNodeBody),
 )

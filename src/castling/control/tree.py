@@ -12,6 +12,7 @@ from typing import Any
 from castling.config import Config
 from castling.control.supervisor import EndStatus
 from castling.errors import CastlingError
+from castling.groups.role import Role
 from castling.groups.topology import EndName, capture_node, group_settings
 from castling.journal.record import Position
 
@@ -77,8 +78,17 @@ def unknown_end(error: CastlingError) -> Report:
     return {"state": "unknown", "detail": str(error), "error": error.as_json(), "restarts": None}
 
 
-def group_tree(config: Config, group: str, ends: dict[tuple[str, str], Report]) -> Report:
-    """`ends`: by (backup, end name). The documented form is `group` in docs/reference/json.md."""
+def group_tree(
+    config: Config,
+    group: str,
+    ends: dict[tuple[str, str], Report],
+    *,
+    role: Role | None = None,
+    configured: str | None = None,
+) -> Report:
+    """`config`: as the current roles make it; `role`: the group's; `configured`: the primary that
+    castling.toml names. `ends`: by (backup, end name). The documented form is `group` in
+    docs/reference/json.md."""
     settings = group_settings(config, group)
     streams = [_stream(settings.delivery, backup, ends) for backup in settings.backups]
     for stream in streams:
@@ -92,6 +102,8 @@ def group_tree(config: Config, group: str, ends: dict[tuple[str, str], Report]) 
         "kind": settings.kind,
         "primary": settings.primary,
         "backups": settings.backups,
+        "configured_primary": configured or settings.primary,
+        "epoch": None if role is None else role.epoch,
         "capture_on": capture_node(settings),
         "delivery": settings.delivery,
         "desired": next((end["desired"] for end in ends.values() if end.get("desired")), "new"),

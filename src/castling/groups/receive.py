@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from castling.errors import LinkProtocol, SeedFailed, StateError
+from castling.errors import BackupApart, LinkProtocol, SeedFailed, StateError
 from castling.groups.stream import BulkRequest, SeedState, StreamState, load_stream, save_stream
 from castling.host import Host, TlsContexts
 from castling.journal.journal import Journal
@@ -50,8 +50,10 @@ class ReceiveEnd:
         installation: str,
         node: str,
         allowed: set[str],
+        epoch: int = 0,
         seed_target: SeedTarget,
     ) -> None:
+        """`epoch`: the group's, as this node knows it; a sender of an earlier one is refused."""
         self._host = host
         self._folder = folder
         self._settings = stream.settings
@@ -68,6 +70,8 @@ class ReceiveEnd:
             segment_bytes=retention.segment,
             min_free=retention.min_free,
         )
+        if epoch > max(self.journal.epoch, 1):
+            self.journal.raise_epoch(epoch)
         self._reader = JournalReader(host, journal_folder)
         self._marks = Marks(host, journal_folder)
         self._apply_bell = host.bell(f"{folder}/apply.bell")
@@ -142,6 +146,8 @@ class ReceiveEnd:
             return await self._seed_target.handle(request.meta, body)
         if request.op.startswith("parts."):
             return await self._parts(request, body)
+        if self.stream_state.seed is SeedState.APART:
+            raise BackupApart("this node holds what nobody else may have: no copy is made over it")
         if request.op not in handlers:
             raise LinkProtocol(f"a bulk request asks for {request.op[:40]!r}, which is not known")
         async for _ in body:
@@ -163,18 +169,19 @@ class ReceiveEnd:
         """Forget the journal. The state is saved first: a crash in between leaves `seeding` without
         `begun`, which nobody applies or goes on with, and the seed is begun again."""
         seeds = self.stream_state.seeds + 1
-        self._save(StreamState(SeedState.SEEDING, seeds))
+        epoch = self.stream_state.epoch
+        self._save(StreamState(SeedState.SEEDING, seeds, epoch=epoch))
         self.journal.reset()
         for name in ("applied", "released", "wanted"):
             self._marks.clear(name)
         self._applied_mark = None
-        self._save(StreamState(SeedState.SEEDING, seeds, begun=True))
+        self._save(StreamState(SeedState.SEEDING, seeds, begun=True, epoch=epoch))
         self._apply_bell.ring()
 
     def _finish_seed(self) -> None:
         if self.stream_state.seed is not SeedState.SEEDING:
             raise StateError("a first copy was finished though none was begun")
-        self._save(StreamState(SeedState.SEEDED, self.stream_state.seeds))
+        self._save(StreamState(SeedState.SEEDED, self.stream_state.seeds, epoch=self.stream_state.epoch))
         self._apply_bell.ring()
 
     async def _records(self, since: int, until: int) -> AsyncIterator[Record]:

@@ -6,6 +6,7 @@ an epoch that is over. It never goes back, and it is durable before anybody acts
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -13,9 +14,9 @@ import msgspec
 from castling.errors import StaleEpoch, StateError, StateUnsaved
 from castling.host import Host
 
-__all__ = ["Role", "load_role", "save_role"]
+__all__ = ["ROLE_FILE", "Role", "load_role", "load_roles", "save_role"]
 
-_FILE = "role.json"
+ROLE_FILE = "role.json"
 _FILE_MAX = 64 << 10
 
 
@@ -29,7 +30,7 @@ class Role:
 
 def load_role(host: Host, folder: str, *, default: Role) -> Role:
     """The role kept in the group's `folder`, or `default` when none was ever saved."""
-    path = f"{folder}/{_FILE}"
+    path = f"{folder}/{ROLE_FILE}"
     if not host.disk.exists(path):
         return default
     host.disk.sync_dir(folder)  # whoever wrote it may have died before its name was durable
@@ -45,6 +46,14 @@ def load_role(host: Host, folder: str, *, default: Role) -> Role:
         file.close()
 
 
+def load_roles(host: Host, groups: str, primaries: Mapping[str, str]) -> dict[str, Role]:
+    """By group: the role in its folder below `groups`, else that of epoch 1. `primaries`: as configured."""
+    return {
+        name: load_role(host, f"{groups}/{name}", default=Role(1, primary))
+        for name, primary in primaries.items()
+    }
+
+
 def save_role(host: Host, folder: str, role: Role) -> None:
     """Make `role` durable. StaleEpoch when a later epoch, or another primary of this one, is known."""
     known = load_role(host, folder, default=Role(0, role.primary))
@@ -52,7 +61,7 @@ def save_role(host: Host, folder: str, role: Role) -> None:
         raise StaleEpoch(
             f"epoch {role.epoch} of {role.primary} is over: epoch {known.epoch} belongs to {known.primary}"
         )
-    write_durably(host, folder, _FILE, msgspec.json.encode(role))
+    write_durably(host, folder, ROLE_FILE, msgspec.json.encode(role))
 
 
 def write_durably(host: Host, folder: str, name: str, data: bytes) -> None:

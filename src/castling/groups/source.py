@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from castling.errors import CastlingError, ContinuityLost, LogGivenUp, SeedLost
+from castling.errors import BackupApart, CastlingError, ContinuityLost, LogGivenUp, SeedLost
 from castling.groups.backoff import Backoff
 from castling.groups.spool import Spool
 from castling.groups.spooling import SpoolFeed
@@ -241,6 +241,10 @@ class SourceEnd:
     async def _session(self, backoff: Backoff) -> None:
         welcome = await self._sender.connect()
         self._connected = True
+        if welcome.state.get("seed") == SeedState.APART:
+            raise BackupApart(
+                f"{self._stream.backup} was the primary, and may hold commits that nobody else has"
+            )
         if welcome.state.get("seed") == SeedState.SEEDED and self._given_up is None:
             self.lag.reached(welcome.tail.offset, self._host.wall_ns())
             await self._feed.open(welcome.tail)

@@ -4,6 +4,10 @@ The state lives beside the remote journal in `stream.json` and changes only in t
 order: empty → seeding → seeded; a new seed goes back to seeding. The apply end works
 only while it is `seeded`. A copy that was begun and not finished is gone on with: the journal
 holds everything from its beginning on.
+
+A stream that a role change begins is `seeded` from its first record on, because its target was the source
+until then. Where the node may hold commits that nobody else has, it is `apart` until it is reintroduced:
+nothing is received, applied or copied over it.
 """
 
 from __future__ import annotations
@@ -26,15 +30,18 @@ class SeedState(enum.StrEnum):
     EMPTY = "empty"
     SEEDING = "seeding"
     SEEDED = "seeded"
+    APART = "apart"
 
 
 class StreamState(msgspec.Struct, frozen=True):
     """`seeds`: how often a first copy was begun; it tells an apply end that a new one was. `begun`: the
-    journal is that of the copy being made, from its beginning on."""
+    journal is that of the copy being made, from its beginning on. `epoch`: that in which a role change began
+    the stream, 0 where none did."""
 
     seed: SeedState = SeedState.EMPTY
     seeds: int = 0
     begun: bool = False
+    epoch: int = 0
 
 
 def load_stream(host: Host, folder: str) -> StreamState:

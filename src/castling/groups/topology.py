@@ -1,18 +1,23 @@
-"""Which end of which stream runs where: pure functions of the configuration.
+"""Which end of which stream runs where: pure functions of the configuration and the current roles.
 
 A stream is one group's flow to one backup. It has three ends, each one process:
 source (captures and sends), receive (hardens the remote journal), apply (writes the
-replica).
+replica). castling.toml has the *configured* roles; `in_roles` gives the settings that hold in the
+current ones, and everything else here, and everything behind it, is asked about those.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from castling.config import Config, GroupSettings
-from castling.errors import NotFound
+from castling.errors import NotFound, RoleError
+from castling.groups.role import Role
 from castling.kinds.base import Stream
 
 __all__ = [
@@ -22,7 +27,10 @@ __all__ = [
     "end_paths",
     "ends_on",
     "group_settings",
+    "in_role",
+    "in_roles",
     "listen_address",
+    "members",
     "receive_address",
     "stream_folder",
     "streams",
@@ -58,6 +66,37 @@ def group_settings(config: Config, group: str) -> GroupSettings:
         known = ", ".join(sorted(config.groups)) or "none"
         raise NotFound(f"there is no group {group!r}", hint=f"groups: {known}")
     return config.groups[group]
+
+
+def members(group: GroupSettings) -> list[str]:
+    """The nodes that hold the group's data; the same in every role."""
+    return sorted({group.primary, *group.backups})
+
+
+def in_role(group: GroupSettings, role: Role) -> GroupSettings:
+    """The settings that hold while `role.primary` is the primary: every other node is a backup.
+
+    The order of the backups is that of the configuration, with the configured primary before them. What is
+    configured for the configured primary alone (`capture_on`) holds in its role only.
+    """
+    if role.primary == group.primary:
+        return group
+    nodes = [group.primary, *group.backups]
+    if role.primary not in nodes:
+        raise RoleError(
+            f"the primary of epoch {role.epoch} is {role.primary}, which castling.toml does not name",
+            hint="deploy a castling.toml that has all nodes of the group",
+        )
+    backups = [node for node in nodes if node != role.primary]
+    return msgspec.structs.replace(group, primary=role.primary, backups=backups, capture_on=None)
+
+
+def in_roles(config: Config, roles: Mapping[str, Role]) -> Config:
+    """`config` with the settings of every group as its current role makes them."""
+    groups = {
+        name: in_role(group, roles[name]) if name in roles else group for name, group in config.groups.items()
+    }
+    return msgspec.structs.replace(config, groups=groups)
 
 
 def capture_node(group: GroupSettings) -> str:

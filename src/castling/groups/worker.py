@@ -26,7 +26,7 @@ from castling.config import Config, load
 from castling.errors import AlreadyRunning, CastlingError, NotInitialised
 from castling.groups.apply import ApplyEnd
 from castling.groups.receive import ReceiveEnd
-from castling.groups.role import Role, load_role
+from castling.groups.role import Role, load_roles
 from castling.groups.source import SourceEnd
 from castling.groups.topology import (
     End,
@@ -35,6 +35,7 @@ from castling.groups.topology import (
     capture_node,
     end_paths,
     group_settings,
+    in_roles,
     listen_address,
     receive_address,
     stream_folder,
@@ -61,7 +62,8 @@ class _Place:
 
     home: Path
     node: str
-    config: Config
+    config: Config  #: as the current roles make it
+    role: Role
     end: End
     paths: EndPaths
 
@@ -72,7 +74,12 @@ def _place(home: Path, end: End) -> _Place:
         raise NotInitialised(f"{home} has no node", hint="`castling init` or `castling join` makes one")
     if not deployed.exists():
         raise NotInitialised(f"nothing is deployed in {home}", hint="run `castling deploy`")
-    return _Place(home, name.read_text().strip(), load(deployed), end, end_paths(home, end))
+    config = load(deployed)
+    group_settings(config, end.group)
+    primaries = {name: group.primary for name, group in config.groups.items()}
+    roles = load_roles(RealHost(), str(home / "groups"), primaries)
+    node = name.read_text().strip()
+    return _Place(home, node, in_roles(config, roles), roles[end.group], end, end_paths(home, end))
 
 
 def _build(place: _Place, host: RealHost) -> _End:
@@ -101,9 +108,9 @@ def _build(place: _Place, host: RealHost) -> _End:
             installation=installation,
             node=place.node,
             allowed={capture_node(settings)},
+            epoch=place.role.epoch,
             seed_target=kind.seed_target(stream),
         )
-    role = load_role(host, str(place.home / "groups" / stream.group), default=Role(1, settings.primary))
     return SourceEnd(
         host,
         stream,
@@ -111,7 +118,7 @@ def _build(place: _Place, host: RealHost) -> _End:
         tls=tls,
         installation=installation,
         node=place.node,
-        epoch=role.epoch,
+        epoch=place.role.epoch,
         capture=kind.capture(stream),
         seed_source=kind.seed_source(stream),
         folder=str(stream_folder(place.home, stream)),

@@ -24,8 +24,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from castling.control.client import client_context
+from castling.control.home import Home, node_tls
+from castling.control.nodes import RemoteNode
 from castling.errors import CastlingError, StateError
+from castling.groups.role import Role, load_role
 from castling.groups.topology import End, EndName, end_paths
+from castling.host import RealHost
 from castling.observe import read_report
 from castling.testing.proxy import FaultProxy
 from castling.testing.servers import EmbeddedServer, free_port
@@ -229,9 +234,29 @@ class Cluster:
             self.report("source").get("state") == "running" and self.report("apply").get("state") == "running"
         )
 
+    @property
+    def primary(self) -> str:
+        """Of the latest epoch that a node knows."""
+        default = Role(1, "east")
+        folders = [str(home / "groups" / GROUP) for home in self.homes.values()]
+        roles = [load_role(RealHost(), folder, default=default) for folder in folders]
+        return max(roles, key=lambda role: role.epoch).primary
+
+    @property
+    def backup(self) -> str:
+        return "east" if self.primary == "west" else "west"
+
+    def node(self, name: str) -> RemoteNode:
+        """What the agent of `name` does at another's request, asked with the other's certificate."""
+        home = Home(self.homes["east" if name == "west" else "west"])
+        identify, cert = node_tls(home).peer_node, (home.node_cert, home.node_key)
+        tls = client_context(home.ca_cert, identify=identify, expect=name, cert=cert)
+        return RemoteNode(name, f"127.0.0.1:{self.api[name]}", tls)
+
     def _end(self, name: str) -> tuple[str, End]:
-        node = str(self._group.get("capture_on", "east")) if name == EndName.SOURCE else "west"
-        return node, End(GROUP, "west", EndName(name))
+        primary, backup = self.primary, self.backup
+        captures = str(self._group.get("capture_on", "east")) if primary == "east" else primary
+        return captures if name == EndName.SOURCE else backup, End(GROUP, backup, EndName(name))
 
     def report(self, name: str) -> dict[str, Any]:
         """What the process that is an end (source, receive, apply) says, or what the last one ended with.
@@ -292,7 +317,7 @@ class Cluster:
     def wait_until_applied(self, *, within_s: float = 120.0) -> None:
         """Until a row that is written now is on the target: everything before it is there then too."""
         mark = time.time_ns()
-        source, target = self.servers["east"], self.servers["west"]
+        source, target = self.servers[self.primary], self.servers[self.backup]
         source.execute(f"INSERT INTO acked VALUES (-1, {mark})", self.database)
         question = f"SELECT count(*) FROM acked WHERE client = -1 AND n = {mark}"
         wait_for(

@@ -26,11 +26,23 @@ from castling.errors import (
     TargetUnreachable,
 )
 
-__all__ = ["OWN_SESSION", "TEXT_FORM", "connect", "parameters", "password_of", "scrubbed", "told", "where"]
+__all__ = [
+    "OWN_OPTIONS",
+    "OWN_SESSION",
+    "TEXT_FORM",
+    "connect",
+    "parameters",
+    "password_of",
+    "scrubbed",
+    "told",
+    "where",
+]
 
 CONNECT_TIMEOUT_S = 10
 #: set to "on" in every session of Castling's: by it the target tells what it writes from what others write
 OWN_SESSION = "castling.session"
+#: in the same place: a fenced database makes sessions read-only unless they say otherwise
+OWN_OPTIONS = f"-c {OWN_SESSION}=on -c default_transaction_read_only=off"
 #: statements after which values in text form mean the same in every session, on both sides
 TEXT_FORM = (
     "SET search_path = pg_catalog",
@@ -118,7 +130,7 @@ def parameters(settings: DatabaseSettings, *, application_name: str, **more: str
         "client_encoding": "UTF8",
         # or libpq would take them from the agent's environment, and reach another server than is written
         "hostaddr": "",
-        "options": f"-c {OWN_SESSION}=on",
+        "options": OWN_OPTIONS,
         "connect_timeout": str(CONNECT_TIMEOUT_S),
         "keepalives": "1",
         "keepalives_idle": "10",

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from castling.config import DatabaseSettings
 from castling.errors import SeedFailed, ToolMissing
-from castling.kinds.postgres.connect import OWN_SESSION, password_of, scrubbed, where
+from castling.kinds.postgres.connect import OWN_OPTIONS, password_of, scrubbed, where
 
 __all__ = ["environment", "find_tool", "run_tool"]
 
@@ -83,7 +83,7 @@ def environment(settings: DatabaseSettings, application: str = "castling seed") 
         "PGSSLMODE": settings.sslmode,
         "PGCONNECT_TIMEOUT": "10",
         "PGAPPNAME": application,
-        "PGOPTIONS": f"-c {OWN_SESSION}=on",
+        "PGOPTIONS": OWN_OPTIONS,
     }
     if settings.sslrootcert is not None:
         found["PGSSLROOTCERT"] = settings.sslrootcert
