@@ -265,6 +265,13 @@ class TargetDiverged(TargetError):
     exit_code = 32
 
 
+class RowTooLarge(TargetError):
+    """A row is larger than the group allows (`row_max`): applying it would take more memory than it may."""
+
+    code = "row-too-large"
+    exit_code = 30
+
+
 class TargetForeign(TargetError):
     """The target's address leads to a database that is not the target: the source itself, or one that
     does not hold the copy."""

@@ -66,7 +66,12 @@ class Follower:
         `ended` is asked after each target transaction: True ends the session there.
         """
         naming, rows = Naming(self.stream.settings.rename), self.stream.settings.rows
-        decoder = PostgresDecoder(piece_bytes=piece_bytes, named=naming.target, filtered=bool(rows))
+        decoder = PostgresDecoder(
+            piece_bytes=piece_bytes,
+            named=naming.target,
+            filtered=bool(rows),
+            row_max=self.stream.settings.row_max,
+        )
         target_ = target() if target else self.target()
         try:
             batcher = Batcher(limits or Limits(), await target_.open())

@@ -102,6 +102,31 @@ _BREAKS = {
 }
 
 
+async def test_a_row_that_is_too_large_holds_its_table_by_name(pair: Pair) -> None:
+    """It is named with key and size, and never put together; with a larger bound it arrives."""
+    follower = await _follower(pair)
+    follower.stream = pair.stream(on_error="hold", row_max=8 << 20)
+    for work in (
+        "INSERT INTO bad VALUES (1, 'small'); INSERT INTO good VALUES (1, 'before')",
+        "INSERT INTO bad VALUES (41, repeat('x', 7 << 20))",
+        "INSERT INTO bad VALUES (42, repeat('x', 9 << 20)); INSERT INTO good VALUES (2, 'beside')",
+        "DELETE FROM bad WHERE id = 1; INSERT INTO good VALUES (3, 'behind')",
+    ):
+        pair.source(work)
+    await follower.capture()
+    assert await _applied(follower, limits=Limits(changes=1)) == 1
+    (held,) = await _held(follower)
+    assert held.part == "public.bad"
+    assert "public.bad (id=42) has 9 MiB" in held.reason
+    assert pair.target("SELECT count(*) FROM good") == [(3,)]
+    assert pair.target("SELECT id FROM bad ORDER BY id") == [(1,), (41,)]
+    follower.stream = pair.stream(on_error="hold")
+    assert await _ask(follower, "release", "public.bad") == ["asked"]
+    await _applied(follower)
+    assert await _held(follower) == []
+    follower.assert_equal()
+
+
 @pytest.mark.parametrize("broken", sorted(_BREAKS))
 @pytest.mark.parametrize("changes", [1, 50_000])
 async def test_the_rest_goes_on_and_the_table_comes_back(pair: Pair, broken: str, changes: int) -> None:

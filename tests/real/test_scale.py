@@ -90,10 +90,10 @@ def test_one_gigabyte_of_large_rows_in_one_transaction(cluster: Cluster) -> None
     _is_bounded(cluster, peaks)
 
 
-def test_a_value_of_a_quarter_of_a_gigabyte_arrives(cluster: Cluster) -> None:
+def test_a_value_of_nearly_a_quarter_of_a_gigabyte_arrives(cluster: Cluster) -> None:
     """A row is never cut: one of more than about 50 MiB takes more memory than is promised."""
     cluster.start_group()
-    size = 256 << 20
+    size = 250 << 20
     with Peaks(cluster) as peaks:
         cluster.servers["east"].execute(
             f"INSERT INTO wide VALUES (1, convert_to(repeat(md5('x'), {size // 32}), 'UTF8'))",
@@ -101,6 +101,24 @@ def test_a_value_of_a_quarter_of_a_gigabyte_arrives(cluster: Cluster) -> None:
         )
         _wait_applied(cluster, "SELECT count(*), sum(length(v)) FROM wide")
     _is_bounded(cluster, peaks, limit=5 * size)
+
+
+def test_a_row_beyond_the_bound_is_refused_by_name_and_takes_no_memory(cluster: Cluster) -> None:
+    """Of a row above row_max the apply end says which it is; the others go on."""
+    cluster.start_group()
+    with Peaks(cluster) as peaks:
+        cluster.servers["east"].execute(
+            f"INSERT INTO wide VALUES (42, convert_to(repeat(md5('x'), {(300 << 20) // 32}), 'UTF8'))",
+            cluster.database,
+        )
+        wait_for(lambda: bool(cluster.report("apply").get("holds")), "the table is on hold", within_s=300)
+        cluster.servers["east"].execute("INSERT INTO small VALUES (1)", cluster.database)
+        _wait_applied(cluster, "SELECT count(*) FROM small")
+    print(f"peak memory: {peaks.told()}")
+    (hold,) = cluster.report("apply")["holds"]
+    assert "public.wide (id=42) has 300 MiB" in hold["reason"]
+    assert {name: peaks.found[name] >> 20 for name in ("receive", "apply") if peaks.found[name] > LIMIT} == {}
+    assert len(peaks.seen) == 3, "a process has died"
 
 
 def test_a_backlog_of_many_small_transactions(cluster: Cluster) -> None:

@@ -58,6 +58,13 @@ def test_a_table_without_a_key_is_told_with_its_cost() -> None:
     assert found["sets-identity-full"].context == {"row_bytes": 200, "log_bytes_a_day": 400}
 
 
+def test_rows_near_the_bound_are_named() -> None:
+    large = {each.code: each for each in judge_table(_table(10, 400 << 20), _settings())}
+    assert "40 MiB on average; a change of one of more than 256 MiB" in large["rows-large"].message
+    for table in (_table(10, 300 << 20), _table(0, 400 << 20)):
+        assert "rows-large" not in {each.code for each in judge_table(table, _settings())}
+
+
 def test_the_first_copy_is_summed_up() -> None:
     told = judge_copy([_table(1000, 200_000), _table(0, 1 << 20)])
     assert (

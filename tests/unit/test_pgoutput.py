@@ -21,7 +21,16 @@ from castling.journal.record import Draft, Flag, Position, Record, RecordType
 from castling.kinds.base import Abandon, Commit, Piece
 from castling.kinds.postgres import decoder as decoder_module
 from castling.kinds.postgres import drafts as drafts_module
-from castling.kinds.postgres.changes import Change, Delete, Insert, Message, Truncate, Update, coalesce
+from castling.kinds.postgres.changes import (
+    Change,
+    Delete,
+    Insert,
+    Message,
+    Oversized,
+    Truncate,
+    Update,
+    coalesce,
+)
 from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.drafts import PART, PART_LAST, DraftMaker
 from castling.kinds.postgres.messages import (
@@ -34,6 +43,7 @@ from castling.kinds.postgres.messages import (
     parse_relation,
     unix_ns,
 )
+from castling.kinds.postgres.row_words import too_large
 
 NAMES = ("id", "n\u00e4me", 'we"ird', "long", "b")
 
@@ -522,6 +532,31 @@ def test_large_messages_go_in_parts(
     drafts = captured(said(history), cuts=cuts)
     assert sum(draft.object == PART_LAST for draft in drafts) == len(large)
     assert decoded(records(drafts)) == expected(history)
+
+
+@pytest.mark.parametrize("what", ["insert", "update", "delete"])
+def test_a_change_that_is_too_large_is_named_and_not_kept(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setattr(drafts_module, "PART_BYTES", 100_000)
+    columns = (Column("id", 23, -1, True), Column("v", 25, -1, False))
+    relation = Relation(7, "public", "t", "d", columns)
+    key, large = i32(4) + i32(42), i32(300_000) + b"x" * 300_000
+    row = Row([key, large], 0)
+    change = {
+        "insert": Insert(relation, row),
+        "update": Update(relation, row, None),
+        "delete": Delete(Relation(7, "public", "t", "f", columns), row),
+    }[what]
+    small = Insert(change.relation, Row([key, NULL], 0))
+    messages = [begin(1000), described(change.relation), told(change), told(small), commit(1000, 1010)]
+    given = records(captured(messages))
+    decoder = PostgresDecoder(row_max=299_999)
+    (_, _, (oversized, after)) = decoded(given, decoder)[-1]
+    assert isinstance(oversized, Oversized) and isinstance(after, Insert)
+    assert oversized.size == len(told(change))
+    assert len(oversized.head) <= 64 << 10, "what is too large is not kept"
+    assert "public.t (id=42" in str(too_large(oversized))
+    (_, _, (kept, _)) = decoded(given, PostgresDecoder(row_max=len(told(change))))[-1]
+    assert kept == change, "the bound itself is allowed"
 
 
 def parted() -> list[Record]:

@@ -253,6 +253,7 @@ def _figures(name: str, group: GroupSettings) -> Iterator[Problem]:
         (("batch_changes",), group.batch_changes, 1, 10_000_000),
         (("lanes",), group.lanes, 1, 32),
         (("apply_memory",), group.apply_memory, 1 << 20, 1 << 40),
+        (("row_max",), group.row_max, 8 << 20, 1 << 30),
         (("retention", "segment"), group.retention.segment, 1 << 20, 1 << 30),
         (("spool", "segment"), group.spool.segment, 1 << 20, 1 << 30),
         (("spool", "size"), group.spool.size, 2 * group.spool.segment, 1 << 60),

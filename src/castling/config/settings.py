@@ -215,6 +215,9 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     lanes: int = 1
     #: memory for changes waiting to be applied, bytes
     apply_memory: Size = 64 << 20
+    #: bytes of one changed row (with REPLICA IDENTITY FULL the old row counts too), at most; a table with a
+    #: larger one is put on hold, because applying it takes twice as much memory
+    row_max: Size = 256 << 20
     #: what the remote journal keeps
     retention: RetentionSettings = RetentionSettings()
     #: where changes wait for a backup that can't take them

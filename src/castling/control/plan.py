@@ -158,7 +158,7 @@ def _reads(end: End, primary: str, path: Path) -> bool:
             return source
         case ("link", *_) | ("seed", *_) | ("capture_on",):
             return source or receive
-        case ("apply_memory",) | ("batch_changes",):
+        case ("apply_memory",) | ("batch_changes",) | ("row_max",):
             return apply
         case ("wal_spool",) | ("wal_limit",) | ("on_wal_limit",) | ("spool", *_):
             return source

@@ -31,6 +31,8 @@ __all__ = [
     "Message",
     "MessageStep",
     "NetStep",
+    "Oversized",
+    "OversizedStep",
     "RowStep",
     "Step",
     "Truncate",
@@ -120,7 +122,17 @@ class Message:
     content: bytes
 
 
-Change = Insert | Update | Delete | Truncate | Message
+@dataclass(frozen=True, slots=True)
+class Oversized:
+    """A change whose row takes more memory than is allowed: it was not kept. `head`: how its message begins,
+    enough to tell most keys. It can't be made; its table is put on hold."""
+
+    relation: Relation
+    size: int
+    head: bytes
+
+
+Change = Insert | Update | Delete | Truncate | Message | Oversized
 
 
 @dataclass(slots=True)
@@ -158,7 +170,12 @@ class MessageStep:
     message: Message
 
 
-Step = NetStep | RowStep | TruncateStep | MessageStep
+@dataclass(frozen=True, slots=True)
+class OversizedStep:
+    oversized: Oversized
+
+
+Step = NetStep | RowStep | TruncateStep | MessageStep | OversizedStep
 
 
 def coalesce(changes: Iterable[Change]) -> list[Step]:
@@ -178,6 +195,8 @@ def coalesce(changes: Iterable[Change]) -> list[Step]:
             tables.clear()
             last = None
             steps.append(MessageStep(change))
+        elif isinstance(change, Oversized):
+            steps.append(OversizedStep(change))  # nothing of this run will be kept: its place does not matter
         else:
             relation = change.relation
             if last is None or last.relation is not relation:

@@ -8,11 +8,13 @@ from castling.kinds.base import Finding, Severity
 from castling.kinds.postgres.catalog import Table
 from castling.kinds.postgres.facts import Activity
 
-__all__ = ["IdentityCost", "identity_cost", "judge_copy", "judge_locks"]
+__all__ = ["IdentityCost", "identity_cost", "judge_copy", "judge_locks", "judge_rows"]
 
 #: locks that one table takes: read by pg_dump; made with what it has beside it (TOAST, its index)
 _READ, _MADE = 1, 3
 
+#: rows that have on average more than this part of the bound may well have some beyond it
+_NEAR = 8
 #: counters of a shorter time say nothing of a day, seconds
 _COUNTED_S = 3600.0
 
@@ -59,6 +61,19 @@ def judge_copy(tables: list[Table]) -> Finding:
     return Finding(
         Severity.OK, "group", "first-copy", told, "", {"tables": len(tables), "rows": rows, "bytes": bytes_}
     )
+
+
+def judge_rows(table: Table, row_max: int) -> list[Finding]:
+    """Whether its rows are so large that one may be beyond what apply takes. By its size on disk and the
+    server's estimate of its rows: how large the largest one is, is not known without reading them."""
+    if not table.rows or table.bytes // table.rows <= row_max // _NEAR:
+        return []
+    average, most = _size(table.bytes / table.rows), _size(row_max)
+    message = (
+        f"its rows have {average} on average; a change of one of more than {most} (row_max) puts it on hold"
+    )
+    hint = "set row_max above its largest row, where the backup may take twice as much memory; or exclude it"
+    return [Finding(Severity.WARNING, str(table), "rows-large", message, hint)]
 
 
 def judge_locks(tables: list[Table], source: dict[str, str], target: dict[str, str]) -> list[Finding]:

@@ -19,7 +19,15 @@ from mypy_extensions import i64
 from castling.errors import DecodeError
 from castling.journal.record import Position, Record, RecordType
 from castling.kinds.base import Abandon, Commit, Piece
-from castling.kinds.postgres.changes import Change, Delete, Insert, Message, Truncate, Update
+from castling.kinds.postgres.changes import (
+    Change,
+    Delete,
+    Insert,
+    Message,
+    Oversized,
+    Truncate,
+    Update,
+)
 from castling.kinds.postgres.drafts import PART, PART_LAST
 from castling.kinds.postgres.messages import (
     FRAME_MAX,
@@ -50,6 +58,8 @@ CARRIED = b"castling:"
 _SCHEMA: Final = b"castling:ddl"
 #: what a change costs in memory beside its bytes, about
 _OVERHEAD = 300
+#: of a message that is too large so much is kept: its key is mostly in front
+_KEPT: Final = 64 << 10
 
 
 def _whole(row: Row, relation: Relation) -> Row:
@@ -62,7 +72,8 @@ def _whole(row: Row, relation: Relation) -> Row:
 class PostgresDecoder:
     """Implements `kinds.base.Decoder`. `piece_bytes`: a transaction larger than this comes in parts. `named`:
     schema and name of a table on the target, by those on the source. `filtered`: rows come and go by a
-    condition; one that came by a change of its key lacks what else was TOASTed and stayed the same."""
+    condition; one that came by a change of its key lacks what else was TOASTed and stayed the same.
+    `row_max`: a change of more bytes is not put together, and comes as `Oversized`."""
 
     def __init__(
         self,
@@ -70,10 +81,12 @@ class PostgresDecoder:
         piece_bytes: int = 8 << 20,
         named: Callable[[str, str], tuple[str, str]] | None = None,
         filtered: bool = False,
+        row_max: int = FRAME_MAX,
     ) -> None:
         self._piece_bytes = piece_bytes
         self._named = named
         self._filtered = filtered
+        self._row_max = row_max
         self._relations: dict[int, Relation] = {}
         self._last: Relation | None = None
         self._last_table = b""
@@ -87,6 +100,8 @@ class PostgresDecoder:
         self._ended = 0
         self._parts: list[bytes] = []
         self._parts_size = 0
+        #: only the beginning of the message in parts is kept
+        self._is_oversized = False
 
     def feed(self, record: Record) -> list[Piece | Abandon]:
         found: list[Piece | Abandon] = []
@@ -121,7 +136,11 @@ class PostgresDecoder:
             return split(record.payload)
         if record.object not in (PART, PART_LAST):
             raise DecodeError(f"a record of unknown kind {record.object}")
-        self._parts.append(record.payload)
+        if not self._parts:
+            self._is_oversized = self._exceeds(record.payload)
+            self._parts.append(record.payload[: 4 + _KEPT] if self._is_oversized else record.payload)
+        elif not self._is_oversized:
+            self._parts.append(record.payload)
         self._parts_size += len(record.payload)
         if self._parts_size > FRAME_MAX + 4:
             raise DecodeError("a message in parts is longer than a message can be")
@@ -131,8 +150,22 @@ class PostgresDecoder:
         size, self._parts_size = self._parts_size, 0
         if len(parts[0]) <= 4 or int.from_bytes(parts[0][:4], "little") != size - 4:
             raise DecodeError("a message in parts is not as long as it says")
+        if self._is_oversized:
+            self._add_oversized(parts[0][4:], size - 4)
+            return []
         parts[0] = parts[0][4:]
         return [b"".join(parts)]
+
+    def _exceeds(self, payload: bytes) -> bool:
+        """Whether this begins a change that is larger than is allowed."""
+        return (
+            len(payload) > 4
+            and payload[4] in b"IUD"
+            and int.from_bytes(payload[:4], "little") > self._row_max
+        )
+
+    def _add_oversized(self, head: bytes, size: int) -> None:
+        self._add(Oversized(self._described(head), size, head), len(head))
 
     def _message(self, message: bytes, position: Position) -> Piece | None:
         kind = message[0]

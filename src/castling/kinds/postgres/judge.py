@@ -8,7 +8,7 @@ from __future__ import annotations
 from castling.config import GroupSettings
 from castling.kinds.base import Finding, Severity
 from castling.kinds.postgres.catalog import Table
-from castling.kinds.postgres.costs import identity_cost
+from castling.kinds.postgres.costs import identity_cost, judge_rows
 from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
 from castling.kinds.postgres.judge_beside import (
     judge_large_objects,
@@ -161,14 +161,14 @@ def judge_table(
                 "`castling group copy-unlogged` copies it when the target is to be used; or make it logged",
             )
         ]
+    found = judge_rows(table, settings.row_max)
     if table.is_partition:
-        return []
-    found: list[Finding] = []
+        return found
     if not table.readable:
         found.append(refused(name, "not-readable", "the user may not read it", "GRANT SELECT, or exclude it"))
     if not table.columns:
         found.append(refused(name, "no-columns", "has no columns", exclude))
-    if found:
+    if any(each.severity is Severity.REFUSED for each in found):
         return found  # nothing will be done to it
     is_plain = table.kind == "r"  # of a partitioned table its partitions decide: see partition_problems
     if is_plain and not table.has_identity and table.identity_problem is None:

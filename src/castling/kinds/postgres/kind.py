@@ -69,6 +69,7 @@ class PostgresKind:
             piece_bytes=max(1 << 20, stream.settings.apply_memory // 4),
             named=naming.target if naming else None,
             filtered=bool(stream.settings.rows),
+            row_max=stream.settings.row_max,
         )
 
     def target(self, stream: Stream) -> Target:

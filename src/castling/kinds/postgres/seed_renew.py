@@ -26,7 +26,7 @@ from psycopg import AsyncConnection
 
 from castling.journal.record import Record
 from castling.kinds.base import Piece
-from castling.kinds.postgres.changes import Delete, Insert, Message, Truncate, Update
+from castling.kinds.postgres.changes import Delete, Insert, Message, Oversized, Truncate, Update
 from castling.kinds.postgres.copying import copy_rows, keys_of
 from castling.kinds.postgres.decoder import PostgresDecoder
 from castling.kinds.postgres.mapping import Mapping as Tables
@@ -52,6 +52,7 @@ KEYS_MAX = 50_000
 _TRUNCATED = "it was truncated"
 _KEYLESS = "it has no key, and was changed"
 _OTHER_KEY = "its key was changed"
+_OVERSIZED = "a row of it that was changed is larger than row_max"
 _OTHER = "it was made anew or rewritten, or has other columns"
 
 Table = tuple[str, str]
@@ -80,7 +81,9 @@ class ChangedKeys:
             since = self._since.get(table)
             if since is None or piece.offset < since or table in self.anew:
                 continue
-            if self._is_told(table, change.relation):
+            if isinstance(change, Oversized):
+                self._give_up(table, _OVERSIZED)
+            elif self._is_told(table, change.relation):
                 self._add(table, change)
 
     def _restart(self, relation: Relation, offset: int) -> None:

@@ -27,6 +27,7 @@ from castling.kinds.postgres.changes import (
     Message,
     MessageStep,
     NetStep,
+    OversizedStep,
     RowStep,
     Step,
     Truncate,
@@ -44,6 +45,7 @@ from castling.kinds.postgres.copying import (
 )
 from castling.kinds.postgres.mapping import Mapping
 from castling.kinds.postgres.messages import NULL, Relation, Row
+from castling.kinds.postgres.row_words import told_by, too_large
 from castling.kinds.postgres.statements import (
     COPY_END,
     COPY_START,
@@ -174,6 +176,8 @@ def _has_large_row(step: NetStep) -> bool:
 def _tables(step: Step) -> tuple[Relation, ...]:
     if isinstance(step, TruncateStep):
         return step.truncate.relations
+    if isinstance(step, OversizedStep):
+        return (step.oversized.relation,)
     return () if isinstance(step, MessageStep) else (step.relation,)
 
 
@@ -246,6 +250,8 @@ class Writer:
     async def _prepare(self, step: Step) -> _Set | NetStep | RowStep | TruncateStep:
         assert not isinstance(step, MessageStep)
         self.at = _tables(step)
+        if isinstance(step, OversizedStep):
+            raise too_large(step.oversized)
         if isinstance(step, TruncateStep):
             for relation in step.truncate.relations:
                 await self._mapping.table(relation)
@@ -424,16 +430,16 @@ class Writer:
                 f"{table} on the target objects to a change of the source: {error.diag.message_primary}",
                 hint=_DIVERGED,
                 table=str(table),
-                key=_told_by(change),
+                key=told_by(change),
                 sqlstate=error.sqlstate,
                 constraint=error.diag.constraint_name,
             ) from error
         if cursor.rowcount != 1:
             raise TargetDiverged(
-                f"{table} on the target lacks a row that the source has changed ({_told_by(change)})",
+                f"{table} on the target lacks a row that the source has changed ({told_by(change)})",
                 hint=_DIVERGED,
                 table=str(table),
-                key=_told_by(change),
+                key=told_by(change),
                 rows=cursor.rowcount,
             )
 
@@ -445,11 +451,11 @@ def _without_values(change: Insert) -> TargetDiverged:
         if value is None
     ]
     return TargetDiverged(
-        f"a row came into {change.relation} by a change of its key ({_told_by(change)}), and the source"
+        f"a row came into {change.relation} by a change of its key ({told_by(change)}), and the source"
         f" does not send what it left as it was: {', '.join(missing)}",
         hint="copy the table anew: `castling group resync`; REPLICA IDENTITY FULL on the source avoids it",
         table=str(change.relation),
-        key=_told_by(change),
+        key=told_by(change),
     )
 
 
@@ -457,33 +463,3 @@ _DIVERGED = (
     "something else has written to the target; compare the table on both sides, repair it, then start "
     "the group again, or seed it anew"
 )
-
-
-def _told_by(change: Insert | Update | Delete) -> str:
-    """The key of a change, for people: names and values as they came (binary ones in hex)."""
-    row = change.new if isinstance(change, Insert) else change.old
-    if row is None:
-        assert isinstance(change, Update)
-        row = change.new
-    relation = change.relation
-    shown = []
-    for index in relation.keys or range(min(3, len(relation.columns))):
-        value = row.fields[index]
-        name = relation.columns[index].name
-        if value is None:
-            shown.append(f"{name} unchanged")
-        elif value[:4] == b"\xff\xff\xff\xff":
-            shown.append(f"{name} is null")
-        elif row.text >> index & 1:
-            shown.append(f"{name}={value[4:68].decode(errors='replace')}")
-        else:
-            shown.append(f"{name}={_readable(relation.columns[index].type_oid, value[4:68])}")
-    return ", ".join(shown)
-
-
-def _readable(type_oid: int, value: bytes) -> str:
-    if type_oid in (20, 21, 23):  # bigint, smallint, integer
-        return str(int.from_bytes(value, "big", signed=True))
-    if type_oid in (25, 1042, 1043):  # text, character, character varying
-        return value.decode(errors="replace")
-    return f"\\x{value.hex()}"
