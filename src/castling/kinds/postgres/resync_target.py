@@ -26,7 +26,7 @@ from castling.kinds.postgres.holds import CREATE_POSITIONS
 from castling.kinds.postgres.lsn import lsn_text
 from castling.kinds.postgres.naming import OTHER_NAMING, OTHER_NAMING_HINT
 from castling.kinds.postgres.resync_plan import Anew, Refused, decode_part, encode_wanted
-from castling.kinds.postgres.statements import quoted
+from castling.kinds.postgres.statements import column_list, quoted
 
 __all__ = ["TableCopies", "only"]
 
@@ -138,7 +138,6 @@ class TableCopies:
 
     async def _take(self, connection: AsyncConnection[Any], request: Anew, body: AsyncIterator[bytes]) -> int:
         table = f"{quoted(request.schema)}.{quoted(request.table)}"
-        columns = ", ".join(quoted(name) for name in request.columns)
         key = {"s": self._group, "n": request.schema, "t": request.table, "l": lsn_text(request.lsn)}
         async with connection.transaction(), connection.cursor() as cursor:
             await cursor.execute(_WANTED, key)
@@ -147,7 +146,7 @@ class TableCopies:
             # against others that write; those who read see the table as it was, until the commit
             await cursor.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE".encode())
             await cursor.execute(f"DELETE FROM {await only(connection, table)}{table}".encode())
-            async with cursor.copy(f"COPY {table} ({columns}) FROM STDIN".encode()) as copy:
+            async with cursor.copy(f"COPY {table}{column_list(request.columns)} FROM STDIN".encode()) as copy:
                 async for data in body:
                     await copy.write(data)
             rows = cursor.rowcount

@@ -60,7 +60,7 @@ from castling.kinds.postgres.seed_plan import (
 )
 from castling.kinds.postgres.seed_renew import Renewal
 from castling.kinds.postgres.sequence_target import CREATE_SEQUENCES
-from castling.kinds.postgres.statements import quoted
+from castling.kinds.postgres.statements import column_list, quoted
 
 __all__ = ["PostgresSeedTarget"]
 
@@ -389,7 +389,7 @@ class PostgresSeedTarget:
 
     async def _rows(self, request: Chunk | Patch, body: AsyncIterator[bytes]) -> bytes:
         """One chunk is one transaction, with the note that it is there."""
-        columns = ", ".join(quoted(name) for name in request.columns)
+        columns = column_list(request.columns)
         sql = f"{quoted(request.schema)}.{quoted(request.table)}"
         form = "binary" if request.binary else "text"
         table, size = (request.schema, request.table), 0
@@ -399,7 +399,7 @@ class PostgresSeedTarget:
                 await self._parts.hold(connection)
                 renewing = isinstance(request, Patch)
                 await self._parts.is_at(connection, *table, request.lsn, renewing=renewing)
-                async with cursor.copy(f"COPY {sql} ({columns}) FROM STDIN (FORMAT {form})".encode()) as copy:
+                async with cursor.copy(f"COPY {sql}{columns} FROM STDIN (FORMAT {form})".encode()) as copy:
                     async for data in body:
                         size += len(data)
                         await copy.write(data)

@@ -25,6 +25,7 @@ __all__ = [
     "Shape",
     "TargetColumn",
     "TargetTable",
+    "column_list",
     "copy_table",
     "create_stage",
     "delete_from_stage",
@@ -100,6 +101,11 @@ class Shape:
 
 def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def column_list(names: Sequence[str]) -> str:
+    """As COPY wants it behind a table's name: a table without columns has none."""
+    return f" ({', '.join(quoted(name) for name in names)})" if names else ""
 
 
 def _names(table: TargetTable, indexes: Iterable[int]) -> str:
