@@ -207,3 +207,29 @@ async def test_transactions_that_are_streamed_while_open_come_to_the_same(pair: 
         assert capture.report()["spool"]["committed"] > 0
     await follower.apply()
     follower.assert_equal()
+
+
+async def _streamed(pair: Pair, **settings: Any) -> int:
+    """How many transactions came while they were open, of one that takes some megabytes to decode."""
+    follower = Follower(pair, **settings)
+    await follower.begin()
+    pair.source("INSERT INTO u SELECT i, i FROM generate_series(1, 20000) i")
+    async with captured(follower.stream, follower.journal) as capture:
+        await follower.journal.read_until(capture, pair.end_of_log())
+        found = int(capture.report()["spool"]["committed"])
+    await follower.apply()
+    follower.assert_equal()
+    return found
+
+
+async def test_a_large_transaction_is_kept_by_the_server_in_the_memory_it_was_given(pair: Pair) -> None:
+    assert await _streamed(pair, decoding_memory=64 << 20) == 0
+
+
+async def test_one_beyond_that_memory_is_streamed(pair: Pair) -> None:
+    assert await _streamed(pair, decoding_memory=1 << 20) == 1
+
+
+async def test_memory_that_the_administrator_has_set_is_left_as_it_is(pair: Pair) -> None:
+    pair.source(f"ALTER DATABASE {pair.name} SET logical_decoding_work_mem = '1MB'")
+    assert await _streamed(pair) == 1

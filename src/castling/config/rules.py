@@ -245,6 +245,7 @@ def _figures(name: str, group: GroupSettings) -> Iterator[Problem]:
                 )
     if not group.include:
         yield (*at, "include"), "nothing would be replicated"
+    compression = group.link.compression
     bounds: list[tuple[Path, float, float, float]] = [
         (("heartbeat",), group.heartbeat, 0.05, 3600),
         (("degrade_after",), group.degrade_after, 0.5, 86400),
@@ -252,12 +253,13 @@ def _figures(name: str, group: GroupSettings) -> Iterator[Problem]:
         (("compare_every",), group.compare_every, 0.05, 86400),
         (("batch_changes",), group.batch_changes, 1, 10_000_000),
         (("lanes",), group.lanes, 1, 32),
+        (("decoding_memory",), group.decoding_memory or 1 << 16, 1 << 16, 1 << 40),
         (("apply_memory",), group.apply_memory, 1 << 20, 1 << 40),
         (("row_max",), group.row_max, 8 << 20, 1 << 30),
         (("retention", "segment"), group.retention.segment, 1 << 20, 1 << 30),
         (("spool", "segment"), group.spool.segment, 1 << 20, 1 << 30),
         (("spool", "size"), group.spool.size, 2 * group.spool.segment, 1 << 60),
-        (("link", "compression"), group.link.compression, 0, 19),
+        (("link", "compression"), 1 if compression == "auto" else compression, 0, 19),
         (("link", "window"), group.link.window, 1 << 20, 1 << 30),
         (("link", "port"), 1 if group.link.port is None else group.link.port, 1, 65535),
         (("seed", "jobs"), group.seed.jobs, 1, 64),

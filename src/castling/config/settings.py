@@ -111,8 +111,8 @@ class LinkSettings(_Settings, frozen=True, kw_only=True):
 
     #: bytes per second on the wire; left out: unlimited
     bandwidth: Rate = None
-    #: zstd level, 0: never compress
-    compression: int = 1
+    #: "auto": while the link is slow, far away or limited; a number: always, at this zstd level; 0: never
+    compression: int | Literal["auto"] = "auto"
     #: bytes sent and not yet acknowledged, at most
     window: Size = 32 << 20
     #: the port where the backup receives this group; left out: the port of the node's `link`
@@ -197,6 +197,10 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     ddl: Literal["carry", "stop"] = "stop"
     #: the database of each node of the group, by node name
     databases: dict[str, DatabaseSettings]
+    #: memory that the source's server may take for this stream's large transactions, bytes: beyond it they
+    #: are sent while they are open, and wait at the capture until they commit; left out: what the server's
+    #: `logical_decoding_work_mem` was set to, 256 MiB where it was not
+    decoding_memory: Size | None = None
     #: seconds between two heartbeats through the database
     heartbeat: Seconds = 1.0
     #: values that the target's sequences stay ahead of the source's, at least

@@ -118,7 +118,7 @@ class _BulkConnection:
         await self._write(FrameType.END)
 
     async def _send_chunk(self, chunk: bytes) -> None:
-        codec, packed = self._packer.pack(chunk)
+        codec, packed = self._packer.pack(chunk, is_scarce=self._channel.gauge.is_scarce)
         await self._write(FrameType.DATA, data_head(chunk, codec), packed)
 
     async def _write(self, type: FrameType, *parts: bytes) -> None:

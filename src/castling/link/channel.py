@@ -23,6 +23,7 @@ from castling.link.frames import (
     encode,
     encode_header,
 )
+from castling.link.gauge import Gauge
 from castling.link.pace import Pace
 
 __all__ = ["DEAD_AFTER_S", "Channel", "Clocks"]
@@ -76,6 +77,7 @@ class Channel:
         self._pong: bytes | None = None
         self._ponged_at = float("-inf")
         self.clocks = Clocks()
+        self.gauge = Gauge(is_limited=self._pace.rate is not None)
         self.heard_at = host.monotonic()
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -102,6 +104,7 @@ class Channel:
             elif type is FrameType.PONG:
                 pong = decode(body, PongBody)
                 self.clocks.add(pong, int(self._host.monotonic() * 1e9), self._host.wall_ns())
+                self.gauge.trip(self.clocks.rtt_s or 0.0)
             elif type is FrameType.REFUSE:
                 raise decode(body, Refusal).as_error()
             else:
@@ -145,12 +148,14 @@ class Channel:
         length = sum(map(len, parts))
         frame = b"".join((encode_header(type, length), *parts))
         async with self._writing:
+            began_s = self._host.monotonic()
             step = self._pace.slice
             for at in range(0, len(frame), step):
                 piece = frame[at : at + step] if len(frame) > step else frame
                 await self._pace.take(len(piece))
                 self._send(piece)
                 await self._connection.drain()
+            self.gauge.sent(len(frame), self._host.monotonic() - began_s)
             self._send_pong()
 
     async def write_now(self, type: FrameType, *parts: bytes) -> None:

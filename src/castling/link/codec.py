@@ -1,10 +1,13 @@
-"""zstd where it pays: what is sent is compressed unless that has just been seen to be useless.
+"""zstd where it pays: what is sent is compressed, unless the link has room for it as it is (see `gauge`)
+or that has just been seen to be useless.
 
 `Packer` decides per batch. Data that did not shrink makes it send the next megabytes as
 they are; then it compresses a small sample to see whether that still holds.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import zstandard
 
@@ -27,18 +30,24 @@ _DECOMPRESSOR = zstandard.ZstdDecompressor()
 
 
 class Packer:
-    """Compresses at `level` (0: never). One per direction; remembers whether it pays."""
+    """Compresses at `level` (0: never; "auto": at `AUTO`, while the link is scarce). One per direction;
+    remembers whether it pays."""
 
-    def __init__(self, level: int) -> None:
-        self._compressor = zstandard.ZstdCompressor(level=level) if level else None
+    #: zstd's quickest level
+    AUTO = 1
+
+    def __init__(self, level: int | Literal["auto"]) -> None:
+        self._is_auto = level == "auto"
+        number = self.AUTO if level == "auto" else level
+        self._compressor = zstandard.ZstdCompressor(level=number) if number else None
         self._skip = 0
         self._next_skip = _SKIP_FIRST
         #: how many bytes were given to zstd, samples included: what skipping saves is seen here
         self.tried_bytes = 0
 
-    def pack(self, data: bytes) -> tuple[int, bytes]:
-        """Codec and bytes to send for `data`."""
-        if self._compressor is None or len(data) < _SMALL:
+    def pack(self, data: bytes, *, is_scarce: bool = True) -> tuple[int, bytes]:
+        """Codec and bytes to send for `data`. `is_scarce`: what the link's gauge says."""
+        if self._compressor is None or len(data) < _SMALL or (self._is_auto and not is_scarce):
             return PLAIN, data
         if self._skip > 0:
             self._skip -= len(data)

@@ -87,8 +87,10 @@ async def dial(
     try:
         if info.peer is not None and connection.peer_node not in (None, info.peer):
             raise LinkForeign(f"{address} is node {connection.peer_node}, not {info.peer}")
+        asked_s = host.monotonic()
         await channel.write_now(FrameType.HELLO, encode(_hello(info, purpose)))
         _, body = await channel.read(FrameType.WELCOME)
+        channel.gauge.trip(host.monotonic() - asked_s)
         found = decode(body, WelcomeBody)
         if not PROTOCOL_MIN <= found.version <= PROTOCOL:
             raise LinkProtocol(f"{address} chose protocol version {found.version}, which was not offered")

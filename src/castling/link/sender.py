@@ -161,7 +161,7 @@ class Sender:
 
     async def _send_run(self, channel: Channel, run: Run) -> None:
         self._follow(run)
-        codec, packed = self._packer.pack(run.data)
+        codec, packed = self._packer.pack(run.data, is_scarce=channel.gauge.is_scarce)
         head = batch_head(run.first.epoch, run.first.seq, run.last.seq, run.data, codec)
         await channel.write(FrameType.BATCH, head, packed)
         self._raw_bytes += len(run.data)

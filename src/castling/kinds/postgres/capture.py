@@ -47,7 +47,7 @@ from castling.kinds.postgres.session import (
     slot_name,
 )
 from castling.kinds.postgres.slot_watch import SlotWatch
-from castling.kinds.postgres.source_look import read_source
+from castling.kinds.postgres.source_look import read_source, take_memory
 from castling.kinds.postgres.standby import release_commits
 from castling.kinds.postgres.sync import SyncGuard
 from castling.observe import events
@@ -141,6 +141,7 @@ class PostgresCapture:
             assert begins is not None, "the continuity check lets no stream begin without a slot"
             start = begins if known is None else resume
             token = self._token(source, found, start=start, binary=types_agree(tables))
+            await take_memory(connection, self._settings.decoding_memory)
             await self._start(connection, binary=token.binary)
         except BaseException:
             connection.close()

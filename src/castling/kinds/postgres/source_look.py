@@ -9,7 +9,11 @@ from castling.kinds.postgres.promotion import switch_point
 from castling.kinds.postgres.replication import ReplicationConnection
 from castling.kinds.postgres.session import Source, created_lsn
 
-__all__ = ["read_source"]
+__all__ = ["read_source", "take_memory"]
+
+#: what a server may take for the decoding of large transactions, where nobody has said, bytes: what it keeps
+#: is sent when it commits and applied meanwhile; what it has no room for is spooled first, and costs more
+DECODING_MEMORY = 256 << 20
 
 
 async def read_source(
@@ -48,6 +52,18 @@ async def read_source(
         slot_failover=failover == "true",
         left_at=await _left_at(connection, int(str(timeline)), timeline_before),
     )
+
+
+async def take_memory(connection: ReplicationConnection, wanted: int | None) -> None:
+    """Let the connection's walsender decode in `wanted` bytes of memory; None: see `DECODING_MEMORY`."""
+    if wanted is None:
+        rows = await connection.query(
+            "SELECT source FROM pg_catalog.pg_settings WHERE name = 'logical_decoding_work_mem'"
+        )
+        if rows[0][0] != "default":
+            return
+        wanted = DECODING_MEMORY
+    await connection.query(f"SET logical_decoding_work_mem = {wanted >> 10}")
 
 
 async def _left_at(connection: ReplicationConnection, timeline: int, before: int | None) -> int | None:
