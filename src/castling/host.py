@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Protocol
 
 from castling.errors import LinkError, LinkForeign
+from castling.wire import Wire
 
 __all__ = ["Bell", "Connection", "Disk", "File", "Host", "Listener", "Network", "RealHost", "TlsContexts"]
 
@@ -76,7 +77,9 @@ class Connection(Protocol):
     async def read_exactly(self, length: int) -> bytes:
         """`length` bytes, or LinkError when the stream ends first."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes | memoryview) -> None:
+        """Take `data`, which must not change any more."""
+
     async def drain(self) -> None:
         """Wait until the outgoing buffer has room (back-pressure)."""
 
@@ -218,39 +221,6 @@ class _RealDisk:
         return found.f_bavail * found.f_frsize
 
 
-class _RealConnection:
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer_node: str | None
-    ) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._peer_node = peer_node
-
-    @property
-    def peer_node(self) -> str | None:
-        return self._peer_node
-
-    async def read_exactly(self, length: int) -> bytes:
-        try:
-            return await self._reader.readexactly(length)
-        except asyncio.IncompleteReadError as error:
-            raise LinkError("the other side closed the connection") from error
-        except OSError as error:  # ssl.SSLError is one
-            raise LinkError(f"the connection broke: {error}") from error
-
-    def write(self, data: bytes) -> None:
-        self._writer.write(data)
-
-    async def drain(self) -> None:
-        try:
-            await self._writer.drain()
-        except OSError as error:
-            raise LinkError(f"the connection broke: {error}") from error
-
-    def close(self) -> None:
-        self._writer.transport.abort()
-
-
 class _RealListener:
     def __init__(self, server: asyncio.Server) -> None:
         self._server = server
@@ -269,27 +239,26 @@ def _split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _identify(writer: asyncio.StreamWriter, tls: TlsContexts | None) -> str | None:
-    if tls is None:
-        return None
-    found: ssl.SSLObject = writer.get_extra_info("ssl_object")
-    certificate = found.getpeercert(binary_form=True)
-    if certificate is None:
-        raise LinkForeign("the other side showed no certificate")
-    return tls.peer_node(certificate)
+def _known(wire: Wire, tls: TlsContexts | None) -> Wire:
+    """`wire`, with its peer's name and without delays for the sake of fuller packets."""
+    found = wire.extra("socket")
+    if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if tls is not None:
+        certificate = wire.extra("ssl_object").getpeercert(binary_form=True)
+        if certificate is None:
+            raise LinkForeign("the other side showed no certificate")
+        wire.peer_node = tls.peer_node(certificate)
+    return wire
 
 
 class _RealNetwork:
-    #: how much a stream reader buffers before it stops reading from the socket, bytes
-    READ_BUFFER = 4 << 20
-
     async def connect(self, address: str, tls: TlsContexts | None, *, timeout_s: float) -> Connection:
         host, port = _split(address)
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s):
-                reader, writer = await asyncio.open_connection(
-                    host, port, limit=self.READ_BUFFER, ssl=tls.client() if tls else None
-                )
+                _, wire = await loop.create_connection(Wire, host, port, ssl=tls.client() if tls else None)
         except ssl.SSLCertVerificationError as error:
             raise LinkForeign(
                 f"{address} showed a certificate of another installation ({error.verify_message})",
@@ -297,35 +266,28 @@ class _RealNetwork:
             ) from error
         except (OSError, TimeoutError) as error:
             raise LinkError(f"{address} can't be reached: {error or 'timed out'}") from error
-        _no_delay(writer)
-        return _RealConnection(reader, writer, _identify(writer, tls))
+        return _known(wire, tls)
 
     async def listen(self, address: str, tls: TlsContexts | None, handler: Handler) -> Listener:
         host, port = _split(address)
+        loop = asyncio.get_running_loop()
+        serving: set[asyncio.Task[None]] = set()
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def serve(wire: Wire) -> None:
             try:
-                peer = _identify(writer, tls)
-            except LinkForeign:
-                writer.transport.abort()
+                await handler(_known(wire, tls))
+            except LinkForeign:  # it is told nothing
                 return
-            _no_delay(writer)
-            connection = _RealConnection(reader, writer, peer)
-            try:
-                await handler(connection)
             finally:
-                connection.close()
+                wire.close()
 
-        server = await asyncio.start_server(
-            serve, host, port, limit=self.READ_BUFFER, ssl=tls.server() if tls else None
-        )
+        def made(wire: Wire) -> None:
+            task = loop.create_task(serve(wire))
+            serving.add(task)
+            task.add_done_callback(serving.discard)
+
+        server = await loop.create_server(lambda: Wire(made), host, port, ssl=tls.server() if tls else None)
         return _RealListener(server)
-
-
-def _no_delay(writer: asyncio.StreamWriter) -> None:
-    found = writer.get_extra_info("socket")
-    if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class _RealBell:

@@ -42,7 +42,7 @@ class Wire:
     async def read_exactly(self, length: int) -> bytes:
         return await self._incoming.readexactly(length)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self.writes.append((self._clock.now_s, len(data)))
         self.sent += data
 

@@ -34,6 +34,7 @@ from castling.journal.segment import (
     encode_segment_header,
     parse_header,
     parse_record,
+    payload_end,
 )
 
 __all__ = ["Journal"]
@@ -297,11 +298,11 @@ class Journal:
         """The run's records as entries (`place` within the run) and the session in force after them."""
         entries: list[Entry] = []
         expected, t_ns, session = self.tail.position.seq + 1, self.tail.t_ns, self.tail.session
-        at = 0
+        at, view = 0, memoryview(run)
         while at < len(run):
             try:
-                header = parse_header(run, at)
-                record, end = parse_record(run, at)
+                header = parse_header(view, at)
+                end = payload_end(view, at, header)
             except (Damage, End) as damage:
                 raise JournalCorrupt(f"a record was damaged on its way: {damage or 'zeros'}") from damage
             if header.epoch < self.epoch:
@@ -312,8 +313,8 @@ class Journal:
                 raise JournalGap(f"position {header.seq} came where {expected} is next")
             if header.t_ns < t_ns:
                 raise JournalCorrupt(f"time goes back at position {header.seq}")
-            if record.type is RecordType.SESSION:
-                session = record.payload
+            if header.type is RecordType.SESSION:
+                session = bytes(view[end - header.payload_len : end])
             entries.append(entry_of(header, at))
             expected, t_ns, at = expected + 1, header.t_ns, end
         return entries, session

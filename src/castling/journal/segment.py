@@ -32,6 +32,7 @@ __all__ = [
     "encode_segment_header",
     "parse_header",
     "parse_segment_header",
+    "payload_end",
     "segment_header_size",
     "walk",
 ]
@@ -133,13 +134,8 @@ def parse_header(buffer: bytes | memoryview, at: int) -> Header:
 def parse_record(buffer: bytes | memoryview, at: int) -> tuple[Record, int]:
     """The record at byte `at`, verified, and where the next begins."""
     header = parse_header(buffer, at)
-    start = at + HEADER
-    end = start + header.payload_len
-    payload = bytes(buffer[start:end])
-    if len(payload) != header.payload_len:
-        raise Damage(at, "a record's payload is cut off")
-    if _xxh3(payload) != header.payload_sum:
-        raise Damage(at, "a record's payload does not match its checksum")
+    end = payload_end(memoryview(buffer), at, header)
+    payload = bytes(buffer[at + HEADER : end])
     record = Record(
         Position(header.epoch, header.seq),
         header.type,
@@ -151,6 +147,17 @@ def parse_record(buffer: bytes | memoryview, at: int) -> tuple[Record, int]:
         payload,
     )
     return record, end
+
+
+def payload_end(buffer: memoryview, at: int, header: Header) -> int:
+    """Where the record of `header` at byte `at` ends, its payload verified."""
+    start = at + HEADER
+    end = start + header.payload_len
+    if end > len(buffer):
+        raise Damage(at, "a record's payload is cut off")
+    if _xxh3(buffer[start:end]) != header.payload_sum:
+        raise Damage(at, "a record's payload does not match its checksum")
+    return end
 
 
 def walk(buffer: bytes | memoryview) -> Iterator[Record]:

@@ -144,19 +144,25 @@ class Channel:
     # --- writing ------------------------------------------------------------------------------
 
     async def write(self, type: FrameType, *parts: bytes) -> None:
-        """Send one frame; waits for the bandwidth limit and for room in the connection."""
-        length = sum(map(len, parts))
-        frame = b"".join((encode_header(type, length), *parts))
+        """Send one frame; waits for the bandwidth limit and for room in the connection. A large last part is
+        sent from where it is."""
+        header = encode_header(type, sum(map(len, parts)))
+        step = self._pace.slice
+        small, large = (parts[:-1], parts[-1]) if parts and len(parts[-1]) > step else (parts, b"")
         async with self._writing:
             began_s = self._host.monotonic()
-            step = self._pace.slice
-            for at in range(0, len(frame), step):
-                piece = frame[at : at + step] if len(frame) > step else frame
-                await self._pace.take(len(piece))
-                self._send(piece)
-                await self._connection.drain()
-            self.gauge.sent(len(frame), self._host.monotonic() - began_s)
+            await self._write_in_pieces(b"".join((header, *small)), step)
+            await self._write_in_pieces(large, step)
+            self.gauge.sent(len(header) + sum(map(len, parts)), self._host.monotonic() - began_s)
             self._send_pong()
+
+    async def _write_in_pieces(self, data: bytes, step: int) -> None:
+        view = memoryview(data)
+        for at in range(0, len(data), step):
+            piece = view[at : at + step] if len(data) > step else data
+            await self._pace.take(len(piece))
+            self._send(piece)
+            await self._connection.drain()
 
     async def write_now(self, type: FrameType, *parts: bytes) -> None:
         """Send a small frame that does not wait for the bandwidth limit, though it is counted."""
@@ -193,7 +199,7 @@ class Channel:
             self._send(self._pong)
             self._pong = None
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes | memoryview) -> None:
         self.sent_bytes += len(data)
         self._connection.write(data)
 

@@ -77,8 +77,9 @@ class Packer:
         self._next_skip = min(self._next_skip * 2, _SKIP_MOST)
 
 
-def unpack(data: memoryview, codec: int, length: int, *, limit: int) -> bytes:
-    """The `length` bytes that were packed into `data`; LinkProtocol when it does not hold exactly those.
+def unpack(data: memoryview, codec: int, length: int, *, limit: int) -> bytes | memoryview:
+    """The `length` bytes that were packed into `data`, which may be a part of it; LinkProtocol when it does
+    not hold exactly those.
 
     Nothing is allocated for more than `limit` bytes, whatever the data says of itself.
     """
@@ -87,7 +88,7 @@ def unpack(data: memoryview, codec: int, length: int, *, limit: int) -> bytes:
     if codec == PLAIN:
         if len(data) != length:
             raise LinkProtocol(f"{length} bytes are announced and {len(data)} came")
-        return bytes(data)
+        return data
     if codec != ZSTD:
         raise LinkProtocol(f"codec {codec} is not known")
     try:

@@ -271,7 +271,7 @@ class Batch:
     epoch: int
     first: int
     last: int
-    data: bytes
+    data: bytes | memoryview
 
 
 def batch_head(epoch: int, first: int, last: int, data: bytes, codec: int) -> bytes:
@@ -305,9 +305,9 @@ def decode_data(body: bytes) -> bytes:
     length, codec, sum = _DATA.unpack_from(body)
     data = unpack(memoryview(body)[_DATA.size :], codec, length, limit=DATA_MAX)
     _verify(data, sum, "DATA")
-    return data
+    return bytes(data)
 
 
-def _verify(data: bytes, sum: int, what: str) -> None:
+def _verify(data: bytes | memoryview, sum: int, what: str) -> None:
     if xxhash.xxh3_64_intdigest(data) != sum:
         raise LinkProtocol(f"a {what} was damaged on the way: its sum does not match")

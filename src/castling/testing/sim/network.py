@@ -154,10 +154,10 @@ class _SimConnection:
             raise LinkError("the connection was closed")
         return await self.inward.read(length)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self.host.door("send")
         if self.is_open:
-            self.outward.write(data)
+            self.outward.write(bytes(data))
 
     async def drain(self) -> None:
         self.host.door("drain")
