@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from castling.control.group import Groups
 from castling.control.home import Address, Home
 from castling.control.install import initialise
 from castling.control.membership import Membership
-from castling.control.nodes import LocalNode
+from castling.control.nodes import LocalNode, ask_all
 from castling.control.routes import ENDPOINTS, Access, Services
 from castling.control.store import Store
 from castling.control.supervisor import Supervisor
@@ -256,3 +258,46 @@ async def test_metrics_and_health(api: Api) -> None:
     assert response.status_code == 200 and "castling_rpo_seconds" in response.text
     assert (await api.call("GET", "/health/live")).status_code == 200
     assert (await api.call("GET", "/health/ready")).json()["data"]["node"] == "east"
+
+
+@dataclass
+class _BrokenNode:
+    """Stands for a node on which something goes wrong that nobody has foreseen."""
+
+    name: str = "east"
+
+    async def ends(self, group: str) -> list[dict[str, Any]]:
+        raise ZeroDivisionError("secret words")
+
+
+async def test_an_unknown_error_says_where_it_came_from_and_no_values(
+    api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also out of several things that were asked at once."""
+
+    async def asked(self: Groups) -> list[dict[str, Any]]:
+        await ask_all([_BrokenNode(), _BrokenNode("west")], lambda node: node.ends("orders"))  # type: ignore[list-item]
+        return []
+
+    monkeypatch.setattr(Groups, "trees", asked)
+    response = await api.call("GET", "/v1/groups", role=AccessRole.VIEWER)
+    assert response.status_code == 500
+    said = check_error(response)
+    assert said["code"] == "unexpected"
+    assert "(ZeroDivisionError at test_control_api.py:" in said["message"]
+    captured = capsys.readouterr()
+    logged = captured.out + captured.err
+    assert "agent.request_crashed" in logged and "ExceptionGroup < ZeroDivisionError" in logged
+    assert "secret words" not in logged + response.text
+
+
+async def test_a_state_that_can_not_be_written_is_typed(api: Api) -> None:
+    api.services.store._db.execute("PRAGMA busy_timeout = 10")
+    with contextlib.closing(sqlite3.connect(api.home.state)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        response = await api.call(
+            "POST", "/v1/tokens", role=AccessRole.ADMIN, body={"name": "x", "role": "viewer"}
+        )
+        other.rollback()
+    assert response.status_code == 409
+    assert check_error(response)["code"] == "state-unsaved"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import stat
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from castling.control.access import AccessRole, Caller, Invitation, demand
 from castling.control.store import EVENTS_MAX, MIGRATIONS, Store
-from castling.errors import AccessDenied, NotFound, StateError, UsageError
+from castling.errors import AccessDenied, NotFound, StateError, StateUnsaved, UsageError
 
 
 @pytest.fixture
@@ -103,6 +104,19 @@ def test_desired_states_are_kept(tmp_path: Path) -> None:
         assert store.desired() == {}
         with pytest.raises(sqlite3.IntegrityError):
             store.set_desired("orders", "dancing", "ann")
+
+
+def test_what_can_not_be_kept_is_said_by_name(tmp_path: Path) -> None:
+    """Somebody else holds the file; an event is then dropped, and everything else is refused."""
+    with Store(tmp_path / "s") as store, contextlib.closing(sqlite3.connect(tmp_path / "s")) as other:
+        store._db.execute("PRAGMA busy_timeout = 10")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StateUnsaved, match="database is locked"):
+            store.set_desired("orders", "running", "ann")
+        store.add_event("dropped", {})
+        other.rollback()
+        assert store.set_desired("orders", "running", "ann") is True
+        assert store.events(10) == []
 
 
 def test_events_are_bounded_and_in_order(store: Store) -> None:

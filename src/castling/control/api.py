@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -39,6 +41,8 @@ BODY_MAX = 4 << 20
 #: where the connection's verified node is found in the request's scope
 NODE_KEY = "castling.node"
 
+#: errors told of one that is not known: it, and what led to it
+_CAUSES_MAX = 10
 _TOKEN_ID = re.compile(r"[0-9a-f]{1,32}")
 _STATUS: tuple[tuple[type[CastlingError], int], ...] = (
     (UsageError, 400),
@@ -81,6 +85,8 @@ class _Path:
         else:
             try:
                 response = await _answer(self._services, endpoint, request)
+            except CastlingError as error:  # not even the note of who asked could be kept
+                response = _failure(error, _status(error))
             except Exception as error:  # noqa: BLE001 - the outermost frame of a request
                 response = _crash(request, error)
         await response(scope, receive, send)
@@ -195,12 +201,29 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 def _crash(request: Request, error: Exception) -> Response:
-    """The log gets the frames but no values: values may be secrets."""
-    frames = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+    """The log gets the frames of all that led to it but no values: values may be secrets."""
+    inside = list(_inside(error))
     events("agent").error(
         "agent.request_crashed",
         path=request.url.path,
-        error=type(error).__name__,
-        at=frames,
+        error=" < ".join(type(each).__name__ for each in inside),
+        at=[[f"{frame.filename}:{frame.lineno}" for frame in _frames(each)] for each in inside],
     )
-    return _failure(CastlingError("the agent met an error it does not know; see its log"), 500)
+    root = inside[-1]
+    where = next((f" at {Path(each.filename).name}:{each.lineno}" for each in reversed(_frames(root))), "")
+    told = f"the agent met an error it does not know ({type(root).__name__}{where}); see its log"
+    return _failure(CastlingError(told), 500)
+
+
+def _inside(error: BaseException) -> Iterator[BaseException]:
+    """It, and what led to it: of a group the first one, as several fail for one reason mostly."""
+    found: BaseException | None = error
+    for _ in range(_CAUSES_MAX):
+        if found is None:
+            return
+        yield found
+        found = found.exceptions[0] if isinstance(found, BaseExceptionGroup) else found.__cause__
+
+
+def _frames(error: BaseException) -> traceback.StackSummary:
+    return traceback.extract_tb(error.__traceback__)

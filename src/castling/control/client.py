@@ -93,7 +93,7 @@ def unwrap(status: int, content: bytes, address: str) -> Any:
         if said["ok"] is True:
             return said["data"]
         raise error_from_json(said["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise AgentUnreachable(f"{address} does not answer as an agent does (status {status})") from None
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from castling.errors import NotInitialised, StateError
+from castling.errors import NotInitialised, StateError, StateUnsaved
 from castling.link.tls import NodeTls
 
 __all__ = ["Address", "Home", "default_home", "node_tls", "write_private"]
@@ -46,7 +46,14 @@ def default_home() -> Path:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step, durably, readable by its owner alone."""
+    """Replace `path` by `data` in one step, durably, readable by its owner alone. StateUnsaved if not."""
+    try:
+        _write_private(path, data)
+    except OSError as error:
+        raise StateUnsaved(f"{path} can't be written: {error.strerror or error}") from error
+
+
+def _write_private(path: Path, data: bytes) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.new")
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:

@@ -428,7 +428,7 @@ class RemoteNode:
             ) as http:
                 answer = await http.request(method, path, json=body)
                 return unwrap(answer.status_code, answer.content, self.address)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, OSError) as error:
             raise _named(self.name, unreachable(self.address, error)) from error
         except LinkForeign as error:
             raise _named(self.name, error) from error

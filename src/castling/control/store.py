@@ -20,7 +20,7 @@ import msgspec
 
 from castling.control import access_log
 from castling.control.access import AccessRole, Caller, Kept, new_secret, new_token, split_token
-from castling.errors import NotFound, StateError
+from castling.errors import NotFound, StateError, StateUnsaved
 
 __all__ = ["Store"]
 
@@ -85,6 +85,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._path = path
         self._db = sqlite3.connect(path, timeout=5.0, isolation_level=None)
         self._db.row_factory = sqlite3.Row
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -118,17 +119,25 @@ class Store:
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """One transaction."""
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             yield self._db
-        except BaseException:
+            self._db.execute("COMMIT")
+        except BaseException as error:
             if self._db.in_transaction:  # a full disk has rolled it back already
                 self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):  # locked, full, or broken
+                raise StateUnsaved(
+                    f"the agent's state ({self._path}) can't be written: {error}",
+                    hint="does its disk have room, and does nobody else hold the file?",
+                ) from error
             raise
-        self._db.execute("COMMIT")
 
     def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
-        return [dict(row) for row in self._db.execute(sql, values)]
+        try:
+            return [dict(row) for row in self._db.execute(sql, values)]
+        except sqlite3.OperationalError as error:
+            raise StateError(f"the agent's state ({self._path}) can't be read: {error}") from error
 
     # --- tokens -------------------------------------------------------------------------------
 
@@ -237,7 +246,7 @@ class Store:
 
     def add_event(self, name: str, fields: dict[str, Any]) -> None:
         """An event that finds no room on the disk is dropped: supervision goes on, the log has it too."""
-        with contextlib.suppress(sqlite3.OperationalError), self.write() as db:
+        with contextlib.suppress(StateUnsaved), self.write() as db:
             added = db.execute(
                 "INSERT INTO event (at_ns, name, fields) VALUES (?, ?, ?)",
                 (time.time_ns(), name, msgspec.json.encode(fields).decode()),

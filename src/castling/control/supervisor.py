@@ -138,7 +138,12 @@ class Ward:
     async def _rest(self) -> None:
         if not self._wanted:
             # an end whose group was stopped while no agent ran is still there
-            self._process = self._process or adopt(self.paths)
+            try:
+                self._process = self._process or adopt(self.paths)
+            except OSError as error:
+                self._tell("agent.end_unknown", message=str(error))
+                await self._pause()
+                return
             if self._process is not None:
                 await self._end()
             self._idle.set()

@@ -17,7 +17,7 @@ from castling.kinds.postgres.catalog import (
     table_name,
     types_agree,
 )
-from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.connect import questions
 from castling.kinds.postgres.costs import judge_copy, judge_locks
 from castling.kinds.postgres.ddl_source import is_up
 from castling.kinds.postgres.facts import Activity, SourceFacts, TargetFacts, refused, warning
@@ -150,8 +150,7 @@ async def _one(connection: AsyncConnection[Any], question: str, *parameters: Any
 
 async def _ask_source(stream: Stream) -> SourceFacts:
     settings = stream.settings.databases[stream.settings.primary]
-    connection = await connect(settings, application_name=f"castling check {stream.group}")
-    try:
+    async with questions(settings, application_name=f"castling check {stream.group}") as connection:
         await connection.execute(_QUALIFIED)
         facts = SourceFacts(version=connection.info.server_version)
         for name in _SETTINGS:
@@ -196,8 +195,6 @@ async def _ask_source(stream: Stream) -> SourceFacts:
         facts.activity = await _activity(connection)
         facts.standbys = await read_standbys(connection)
         return facts
-    finally:
-        await connection.close()
 
 
 async def _is_same(stream: Stream) -> bool:
@@ -205,23 +202,15 @@ async def _is_same(stream: Stream) -> bool:
     locks there, the other finds locked."""
     settings = stream.settings
     name = f"castling check {stream.group}"
-    source = await connect(settings.databases[settings.primary], application_name=name, autocommit=False)
-    try:
-        target = await connect(
-            settings.databases[stream.backup],
-            application_name=name,
-            autocommit=False,
-            error=TargetUnreachable,
-        )
-        try:
-            question = "SELECT pg_catalog.pg_try_advisory_xact_lock(%s)"
-            key = secrets.randbits(62)
-            await _one(source, question, key)
+    source_there = questions(settings.databases[settings.primary], application_name=name)
+    target_there = questions(
+        settings.databases[stream.backup], application_name=name, error=TargetUnreachable
+    )
+    question, key = "SELECT pg_catalog.pg_try_advisory_xact_lock(%s)", secrets.randbits(62)
+    async with source_there as source, source.transaction():
+        await _one(source, question, key)
+        async with target_there as target, target.transaction():
             return not (await _one(target, question, key))[0]
-        finally:
-            await target.close()
-    finally:
-        await source.close()
 
 
 async def _extension_schemas(connection: AsyncConnection[Any]) -> dict[str, str]:
@@ -259,12 +248,11 @@ async def _activity(connection: AsyncConnection[Any]) -> dict[int, Activity]:
 
 
 async def _ask_target(stream: Stream, names: set[str]) -> TargetFacts:
-    connection = await connect(
+    async with questions(
         stream.settings.databases[stream.backup],
         application_name=f"castling check {stream.group}",
         error=TargetUnreachable,
-    )
-    try:
+    ) as connection:
         await connection.execute(_QUALIFIED)
         facts = TargetFacts(version=connection.info.server_version)
         for name in ("max_prepared_transactions", "max_locks_per_transaction", "max_connections"):
@@ -305,8 +293,6 @@ async def _ask_target(stream: Stream, names: set[str]) -> TargetFacts:
         asked = sorted(names & set(facts.tables) - facts.ours)
         facts.filled = await _filled(connection, [facts.tables[name] for name in asked])
         return facts
-    finally:
-        await connection.close()
 
 
 async def _filled(connection: AsyncConnection[Any], tables: list[Table]) -> set[str]:

@@ -8,8 +8,10 @@ never contain it, and are scrubbed of it all the same.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from castling.config import DatabaseSettings
 from castling.errors import (
     CastlingError,
     SecretMissing,
+    SourceError,
     SourceRefused,
     SourceUnreachable,
+    TargetError,
     TargetRefused,
     TargetUnreachable,
 )
@@ -33,6 +37,7 @@ __all__ = [
     "connect",
     "parameters",
     "password_of",
+    "questions",
     "scrubbed",
     "told",
     "where",
@@ -190,6 +195,31 @@ async def connect(
             f"{told(settings)}/{settings.dbname}: {scrubbed(str(failure), settings)}",
             hint=f"connected as user {settings.user} with {_secret_place(settings)}, from the node that asks",
         ) from None
+
+
+@contextlib.asynccontextmanager
+async def questions(
+    settings: DatabaseSettings, *, application_name: str, error: type[CastlingError] = SourceUnreachable
+) -> AsyncIterator[AsyncConnection[Any]]:
+    """A connection for a few questions; whatever goes wrong on it is an error that says where.
+    `error`: as for `connect`."""
+    connection = await connect(settings, application_name=application_name, error=error)
+    try:
+        yield connection
+    except (psycopg.OperationalError, psycopg.InterfaceError) as failure:
+        message = f"{told(settings)}/{settings.dbname} broke off: {failure}"
+        raise error(scrubbed(message, settings)) from failure
+    except psycopg.Error as failure:
+        words = failure.diag.message_primary or failure
+        message = f"{told(settings)}/{settings.dbname} does not answer that: {words}"
+        kind = TargetError if issubclass(error, TargetError) else SourceError
+        raise kind(
+            scrubbed(message, settings),
+            hint="what was asked about may just be changing: try again",
+            sqlstate=failure.sqlstate,
+        ) from failure
+    finally:
+        await connection.close()
 
 
 def _secret_place(settings: DatabaseSettings) -> str:

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 
 from castling.errors import TargetUnreachable
 from castling.kinds.base import Stream
-from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.connect import questions
 from castling.kinds.postgres.ddl_source import uninstall
 from castling.kinds.postgres.foreign_notes import unwatch
 from castling.kinds.postgres.giving_up import drop_slot
@@ -39,23 +39,19 @@ async def forget_stream(stream: Stream, *, target: bool = True) -> None:
 async def _forget_source(stream: Stream) -> None:
     settings = stream.settings.databases[stream.settings.primary]
     await release_commits(stream.group, stream.settings.backups, settings)
-    connection = await connect(settings, application_name=f"castling forget {stream.group}")
-    try:
+    async with questions(settings, application_name=f"castling forget {stream.group}") as connection:
         name = slot_name(stream.group, stream.backup)
         await drop_slot(connection, name, within_s=_WITHIN_S)
         await connection.execute(f"DROP PUBLICATION IF EXISTS {name}".encode())
         await uninstall(connection, name)
-    finally:
-        await connection.close()
 
 
 async def _forget_target(stream: Stream) -> None:
-    connection = await connect(
+    async with questions(
         stream.settings.databases[stream.backup],
         application_name=f"castling forget {stream.group}",
         error=TargetUnreachable,
-    )
-    try:
+    ) as connection:
         await _unwatch(connection, stream.group)
         await connection.execute(
             "SELECT pg_catalog.pg_replication_origin_drop(roname)"
@@ -85,8 +81,6 @@ async def _forget_target(stream: Stream) -> None:
                 await connection.execute(
                     f"DELETE FROM castling.{table} WHERE stream = %s".encode(), (stream.group,)
                 )
-    finally:
-        await connection.close()
 
 
 async def _unwatch(connection: AsyncConnection[Any], group: str) -> None:

@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from castling.errors import NotFound, StateError, TargetUnreachable
 from castling.kinds.base import PartAction, Stream
 from castling.kinds.postgres import progress
-from castling.kinds.postgres.connect import connect
+from castling.kinds.postgres.connect import questions
 from castling.kinds.postgres.holds import CREATE_POSITIONS
 
 __all__ = ["answer_to", "move_parts"]
@@ -54,12 +54,11 @@ async def move_parts(
     stream: Stream, action: PartAction, parts: Sequence[str], reason: str
 ) -> list[dict[str, Any]]:
     """Ask for `action` on tables (`schema.table`; none: all on hold). What comes of it, by part."""
-    connection = await connect(
+    async with questions(
         stream.settings.databases[stream.backup],
         application_name=f"castling {action} {stream.group}",
         error=TargetUnreachable,
-    )
-    try:
+    ) as connection:
         await connection.execute((progress.CREATE_PROGRESS + CREATE_POSITIONS).encode())
         async with connection.transaction():
             found = await _found(connection, stream.group, parts, all_held=action != "hold")
@@ -71,8 +70,6 @@ async def move_parts(
                     await connection.execute(_WISH, (stream.group, schema, name, reason, action))
                 answers.append({"part": f"{schema}.{name}", "result": result})
             return answers
-    finally:
-        await connection.close()
 
 
 async def _found(
