@@ -92,7 +92,17 @@ class Mapping:
 
     async def _look_up(self, relation: Relation) -> TargetTable:
         found = await find_columns(self._connection, relation.schema, relation.name)
+        if not found and not relation.columns and not await self._is_there(relation):
+            raise _missing(relation)
         return matched(relation, found, is_partitioned=any(column.in_partitioned for column in found))
+
+    async def _is_there(self, relation: Relation) -> bool:
+        """A table without columns is a table."""
+        cursor = await self._connection.execute(
+            "SELECT FROM pg_catalog.pg_tables WHERE schemaname = %s AND tablename = %s",
+            (relation.schema, relation.name),
+        )
+        return bool(await cursor.fetchall())
 
 
 async def find_columns(
@@ -121,18 +131,22 @@ def matched(relation: Relation, found: Sequence[Found], *, is_partitioned: bool 
 
     Columns that only the target has are left to their defaults.
     """
-    if not found:
-        raise TargetError(
-            f"the target has no table {relation}",
-            hint="create it as on the source, or exclude it from the group",
-            table=str(relation),
-        )
+    if not found and relation.columns:
+        raise _missing(relation)
     by_name = {column.name: column for column in found}
     columns = tuple(_fitting(relation, column, by_name.get(column.name)) for column in relation.columns)
     names = [column.name for column in relation.columns]
     primary = [column.name for column in found if column.primary]
     key = tuple(names.index(name) for name in primary) if set(primary) <= set(names) else ()
     return TargetTable(relation.schema, relation.name, columns, is_partitioned, key)
+
+
+def _missing(relation: Relation) -> TargetError:
+    return TargetError(
+        f"the target has no table {relation}",
+        hint="create it as on the source, or exclude it from the group",
+        table=str(relation),
+    )
 
 
 def _fitting(relation: Relation, column: Column, found: Found | None) -> TargetColumn:

@@ -113,7 +113,8 @@ def _names(table: TargetTable, indexes: Iterable[int]) -> str:
 
 
 def copy_table(table: TargetTable, shape: Shape) -> str:
-    return f"COPY {table.sql} ({_names(table, shape.sent)}) FROM STDIN (FORMAT binary)"
+    names = column_list([table.columns[index].name for index in shape.sent])
+    return f"COPY {table.sql}{names} FROM STDIN (FORMAT binary)"
 
 
 # --- a set at once ----------------------------------------------------------------------------
@@ -218,6 +219,8 @@ def _value(table: TargetTable, text: int, index: int) -> str:
 
 
 def insert_row(table: TargetTable, shape: Shape) -> str:
+    if not shape.sent:
+        return f"INSERT INTO {table.sql} DEFAULT VALUES"
     table = _with_parameters(table)
     values = ", ".join(_value(table, shape.text, index) for index in shape.sent)
     names = _names(table, shape.sent)
@@ -234,6 +237,8 @@ def _one_row(table: TargetTable, shape: Shape, keys: Sequence[int]) -> str:
             f" {_value(table, shape.text, index)}"
             for index in keys
         )
+    if not shape.sent:  # rows without columns are all equal
+        return f"ROW(t.tableoid, t.ctid) = (SELECT r.tableoid, r.ctid FROM {table.only} r LIMIT 1)"
     names = ", ".join(f"r.{quoted(table.columns[index].name)}" for index in shape.sent)
     values = ", ".join(f"{_value(table, shape.text, index)} AS c{index}" for index in shape.sent)
     told = ", ".join(f"o.c{index}" for index in shape.sent)
