@@ -10,7 +10,7 @@ import pytest
 from tests.real.pg_cast import BulkTo, Journal, Pair, captured, database_pair
 
 from castling.config import SeedSettings
-from castling.errors import TargetDiverged
+from castling.errors import PartsMoved, SeedFailed, TargetDiverged
 from castling.kinds.base import BulkCall, Piece, SeedTarget, Stream
 from castling.kinds.postgres.kind import KIND
 from castling.kinds.postgres.seed_plan import Chunk, decode_request
@@ -115,17 +115,53 @@ async def test_a_table_emptied_during_the_copy_comes_right(
     assert pair.target("SELECT count(*) FROM castling.seed_emptied") == [(0,)]
 
 
-async def test_a_table_rewritten_otherwise_stops_the_group(pair: Pair, stream: Stream) -> None:
-    """Its changes must not be left out for ever."""
+@pytest.mark.parametrize("packs", ["VACUUM FULL scratch", "CLUSTER scratch USING scratch_pkey"])
+async def test_a_table_packed_anew_is_read_anew(pair: Pair, stream: Stream, packs: str) -> None:
+    """Its rows are there, in other places: the next attempt reads it from its beginning."""
     seed, target = KIND.seed_source(stream), KIND.seed_target(stream)
+    bulk = BulkTo(target)
     await seed.begin()
-    await asyncio.to_thread(pair.source, "VACUUM FULL scratch")
-    await seed.run(BulkTo(target))
+    pair.source("DELETE FROM scratch WHERE id % 2 = 0")
+    await asyncio.to_thread(pair.source, packs)
+    with pytest.raises(SeedFailed, match=r"public\.scratch was packed anew"):
+        await seed.run(bulk)
+    await seed.close()
+    pair.source("UPDATE scratch SET v = 'changed' WHERE id = 1")
+    seed = KIND.seed_source(stream)
+    await seed.begin()
+    await seed.run(bulk)
     await seed.close()
     await target.close()
+    assert pair.target("SELECT count(*), min(v) FROM scratch") == [(500, "before")]
+    pair.source("UPDATE scratch SET v = 'later' WHERE id = 3")
+    await _apply(stream, pair)
+    found = compare(pair.east.dsn(pair.name), pair.west.dsn(pair.name))
+    assert found.equal, found.differences
+
+
+_REWRITES = "ALTER TABLE scratch ALTER v TYPE varchar USING v || 'x'"
+
+
+async def test_a_table_rewritten_otherwise_stops_the_group_that_wants_it(pair: Pair, stream: Stream) -> None:
+    """Its changes must not be left out for ever."""
+    stream = pair.stream(seed=stream.settings.seed, on_error="stop")
+    await _seeded(stream, pair, _REWRITES)
     pair.source("UPDATE scratch SET v = 'lost?' WHERE id = 1")
     with pytest.raises(TargetDiverged, match=r"public\.scratch"):
         await _apply(stream, pair)
+
+
+async def test_a_table_rewritten_otherwise_is_copied_anew(pair: Pair, stream: Stream) -> None:
+    """It alone is put on hold for that; the others go on."""
+    stream = pair.stream(seed=stream.settings.seed, on_error="resync")
+    await _seeded(stream, pair, _REWRITES)
+    pair.source("UPDATE scratch SET v = 'lost?' WHERE id = 1; UPDATE ledger SET v = 'on' WHERE id = 2")
+    with pytest.raises(PartsMoved):
+        await _apply(stream, pair)
+    await _apply(stream, pair)
+    assert pair.target("SELECT v FROM ledger WHERE id = 2") == [("on",)]
+    held = pair.target("SELECT name, state, copying FROM castling.table_positions")
+    assert held == [("scratch", "held", True)]
 
 
 async def test_without_the_note_the_target_would_diverge(pair: Pair, stream: Stream) -> None:

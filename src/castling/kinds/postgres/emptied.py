@@ -6,7 +6,7 @@ and all who queue behind it, wait for hours. So the copy locks a table only whil
 notices that the table has another file than in the snapshot, and says up to which position of
 the stream the TRUNCATE must have come. Until it has come, changes of that table's former rows have
 no rows to go to, and are left out; with it the table is right again. A table that reaches the
-position without a TRUNCATE was rewritten by something else, and stops the group.
+position without a TRUNCATE was rewritten by something else (ALTER TABLE), and has to be copied anew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from castling.kinds.postgres.changes import Change, Message, Truncate
 from castling.kinds.postgres.lsn import parse_lsn
 from castling.kinds.postgres.neighbours import MAKE_ALONE
 
-__all__ = ["CREATE_EMPTIED", "EmptiedTables"]
+__all__ = ["CREATE_EMPTIED", "EmptiedTables", "rewritten"]
 
 CREATE_EMPTIED = (
     MAKE_ALONE
@@ -35,6 +35,16 @@ CREATE_EMPTIED = (
     );
 """
 )
+
+
+def rewritten(tables: Sequence[tuple[str, str]]) -> TargetDiverged:
+    names = [f"{schema}.{name}" for schema, name in tables]
+    return TargetDiverged(
+        "while the first copy read them, tables were rewritten on the source, and not by TRUNCATE: "
+        + ", ".join(names),
+        hint="copy them anew: `castling group resync`",
+        tables=names,
+    )
 
 
 class EmptiedTables:
@@ -84,26 +94,15 @@ class EmptiedTables:
         """Something else than a TRUNCATE makes the table right; whether it was waiting for one."""
         return self._now.pop(table, None) is not None
 
-    async def settle(
-        self, connection: AsyncConnection[Any], offset: int, elsewhere: Collection[tuple[str, str]]
-    ) -> None:
-        """Before the commit that takes the target to `offset`: forget, in the same transaction, the tables
-        that are right again. TargetDiverged if a TRUNCATE that must have come by now has not; but those
-        that are `elsewhere` (see `holds`) have not come so far."""
-        if not self._committed:
-            return
-        late = sorted(
-            f"{table[0]}.{table[1]}"
-            for table, until in self._now.items()
-            if until < offset and table not in elsewhere
+    def late(self, offset: int, elsewhere: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The tables whose TRUNCATE must have come before `offset`, and has not; but those that are
+        `elsewhere` (see `holds`) have not come so far."""
+        return sorted(
+            table for table, until in self._now.items() if until < offset and table not in elsewhere
         )
-        if late:
-            raise TargetDiverged(
-                "while the first copy read them, tables were rewritten on the source, and not by TRUNCATE: "
-                + ", ".join(late),
-                hint="seed the group anew; let nobody rewrite tables (VACUUM FULL, ALTER TABLE) meanwhile",
-                tables=late,
-            )
+
+    async def settle(self, connection: AsyncConnection[Any]) -> None:
+        """Before a commit: forget, in the same transaction, the tables that are right again."""
         for schema, name in self._committed.keys() - self._now.keys():
             await connection.execute(
                 "DELETE FROM castling.seed_emptied WHERE stream = %s AND schema = %s AND name = %s",

@@ -2,6 +2,8 @@
 
 A table that was emptied on the source meanwhile has another file than in the view, and what the view should
 show of it is gone: that is noticed while the lock of the reading is still held, before what was read counts.
+One that shows its rows in another file was only packed anew (VACUUM FULL, CLUSTER): what is there of it was
+told by blocks that are no longer its own, so the copy goes on from a later view, and begins that table anew.
 """
 
 from __future__ import annotations
@@ -197,6 +199,11 @@ class Reader:
         if row[0] is None:
             raise SeedFailed(f"{table} was dropped during the first copy")
         if row[0] != self._files[table.oid]:
+            cursor = await connection.execute(f"SELECT EXISTS (SELECT FROM ONLY {table.sql})".encode())
+            seen = await cursor.fetchone()
+            if seen is not None and seen[0]:
+                packed = f"{table} was packed anew (VACUUM FULL, CLUSTER) while it was copied"
+                raise SeedFailed(f"{packed}: it begins anew")
             self._emptied[table.oid] = int(row[1])
             raise _WasEmptied
 

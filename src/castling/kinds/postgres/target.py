@@ -33,7 +33,7 @@ from castling.kinds.postgres.changes import Change, coalesce
 from castling.kinds.postgres.ddl_apply import SchemaChanges, TablesRefused
 from castling.kinds.postgres.ddl_message import DDL_PREFIX, runs
 from castling.kinds.postgres.definition_watch import DefinitionWatch
-from castling.kinds.postgres.emptied import EmptiedTables
+from castling.kinds.postgres.emptied import EmptiedTables, rewritten
 from castling.kinds.postgres.foreign_watch import ForeignWatch
 from castling.kinds.postgres.holds import TablePositions, concerns_table, copy_mends
 from castling.kinds.postgres.lane_rows import LaneRows, read_families
@@ -229,9 +229,10 @@ class PostgresTarget:
             raise
 
     async def commit(self, commit: Commit) -> None:
+        await self._hold_rewritten(commit.offset)
         with explained():
             connection = await self._begin()
-            await self._emptied.settle(connection, commit.offset, self._positions.elsewhere())
+            await self._emptied.settle(connection)
             await self._positions.settle(connection, commit.offset, self._progress)
             await self.lanes.settle(connection, commit.offset)
             if commit.offset > self._progress:  # not while a released table is brought up to it
@@ -244,6 +245,15 @@ class PostgresTarget:
             self.lanes.committed()
             if self._schema is not None:
                 self._schema.committed()
+
+    async def _hold_rewritten(self, offset: int) -> None:
+        """Tables that were not copied, and whose TRUNCATE has not come."""
+        late = self._emptied.late(offset, self._positions.elsewhere())
+        if late:
+            error = rewritten(late)
+            await self.rollback()
+            await self.hold(error, [Relation(0, *table, "d", ()) for table in late], self._progress)
+            raise error
 
     async def hold(
         self, error: TargetError, tables: Sequence[Relation], offset: int, *, changed: bool = False
