@@ -17,6 +17,7 @@ import pytest
 
 from castling.control.access import AccessRole
 from castling.control.api import BODY_MAX, NODE_KEY, build_app
+from castling.control.audit_group import AuditGroup
 from castling.control.deployment import Deployment
 from castling.control.group import Groups
 from castling.control.home import Address, Home
@@ -84,7 +85,8 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         services = Services(
             local=local,
             store=store,
-            groups=Groups(local, reach, changing),
+            groups=(groups := Groups(local, reach, changing)),
+            audits=AuditGroup(groups.captures, groups.tree),
             deployment=Deployment(local, store, reach, changing),
             membership=Membership(home, local, store, lambda: "127.0.0.1:7430", time.time_ns),
         )

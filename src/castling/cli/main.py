@@ -32,6 +32,7 @@ _MODULES = {
     "deploy": ("deploy",),
     "group": ("check", "group"),
     "rehearsal": ("rehearsal",),
+    "audit": ("audit",),
     "journal": ("journal",),
     "diagnose": ("diagnose",),
     "demo": ("demo",),

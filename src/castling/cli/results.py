@@ -75,6 +75,58 @@ _REHEARSAL = (
     ("opened_s", "how long the copy took, seconds, or null"),
     ("apply_paused_s", "how long nothing was applied meanwhile, seconds, or null"),
 )
+_LATEST = (
+    ("backup", "backup of the stream"),
+    ("result", "equal, differs or unknown (also when some part was never compared)"),
+    (
+        "full_ns",
+        "when the part was compared that was compared longest ago, ns since 1970; null: some never was",
+    ),
+    ("full_age_s", "seconds since then; null: unknown"),
+    ("parts", "tables and rules that there are"),
+    ("never", "of these, never compared"),
+    ("differing", "of these, with a difference"),
+    ("unknown", "of these, such as could not be told the last time"),
+    ("open", "open findings; null: nothing was ever audited"),
+    ("running", "id of the audit that is running; else null"),
+)
+_AUDIT = (
+    ("id", "of the audit"),
+    ("group", "group"),
+    ("backup", "backup of the stream"),
+    ("state", "running, done, stopped or failed"),
+    ("scope", "all, due or repair"),
+    ("by", "who asked for it, or window"),
+    ("begun_ns", "since when, ns since 1970"),
+    ("ended_ns", "until when; null while it runs"),
+    ("why", "why it was stopped or has failed; else empty"),
+    ("now", "what was compared last, while it runs"),
+    (
+        "facts",
+        "parts_total, parts_done, rows, bytes, bytes_total, differing, unknown, busy_s (on the source), "
+        "seconds, apply_paused_s (longest; null: not known)",
+    ),
+)
+_AUDIT_FINDING = (
+    ("id", "its number"),
+    ("backup", "backup of the stream"),
+    ("run", "id of the audit"),
+    ("state", "open, repaired or gone (not found any more)"),
+    ("found_ns", "when, ns since 1970"),
+    ("closed_ns", "when it was closed; null while it is open"),
+    ("rule", "rows, sequences, definitions, grants or protection"),
+    ("part", "table or object, by the primary's name"),
+    ("what", "missing, extra, different, more (rows that are not listed), behind, …"),
+    ("message", "for people"),
+    ("key", "the row's key by column, as text; null: it has none"),
+    ("source", "what the source has, by column, as text, long values cut; null: nothing"),
+    ("target", "what the target has"),
+    ("columns", "the columns that differ, a list"),
+    ("times", "how many equal rows it is about"),
+    ("mend", "row, copy, sequence, statement; empty: only a person can"),
+    ("statement", "what a repair runs on the target; else empty"),
+    ("token", "what the repair needs, by name"),
+)
 _LAG = (("p50", "median"), ("p99", "99th percentile"), ("max", "greatest"), ("samples", "commits measured"))
 _WARNING = (("code", "stable word"), ("message", "for people"), ("hint", "what to do"))
 _STAGES = ("captured", "hardened", "applied", "released")
@@ -100,6 +152,8 @@ _STREAM = (
     *((f"warnings.*.{key}", text) for key, text in _WARNING),
     ("left_behind", "what belongs to the group but is not carried (unlogged tables, materialized views), a "
      "list; null: not known"),
+    ("audit", "age and result of the last full audit; null: not known"),
+    *((f"audit.{key}", text) for key, text in _LATEST),
     ("foreign_writes", "writes on the target that are not Castling's; null: not known"),
     ("foreign_writes.mode", "watch or ignore"),
     ("foreign_writes.tables", "tables of the group there, partitions too; null: not known"),
@@ -315,6 +369,46 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
     "rehearsal open": _REHEARSAL,
     "rehearsal list": _listed(_REHEARSAL),
     "rehearsal close": (("result", "closed or already_closed"), *_REHEARSAL),
+    "audit run": (
+        ("group", "group"),
+        ("audits", "one for each stream, a list"),
+        *((f"audits[].{key}", text) for key, text in _AUDIT),
+        ("audits[].findings", "what it found, a list (not with --detach)"),
+        *((f"audits[].findings[].{key}", text) for key, text in _AUDIT_FINDING),
+    ),
+    "audit list": (
+        ("group", "group"),
+        ("latest", "of each stream, a list"),
+        *((f"latest[].{key}", text) for key, text in _LATEST),
+        ("audits", "the newest first, a list"),
+        *((f"audits[].{key}", text) for key, text in _AUDIT),
+    ),
+    "audit show": (
+        ("findings", "of the audit, or all that are open, a list"),
+        *((f"findings[].{key}", text) for key, text in _AUDIT_FINDING),
+        *_AUDIT,
+    ),
+    "audit repair": (
+        ("group", "group"),
+        ("dry_run", "true: nothing was changed"),
+        ("open", "open findings"),
+        ("streams", "by backup, a list"),
+        ("streams[].backup", "backup of the stream"),
+        ("streams[].plan", "what is to be done, a list"),
+        ("streams[].plan[].how", "for people"),
+        *(
+            (f"streams[].plan[].{key}", text)
+            for key, text in _AUDIT_FINDING
+            if key in ("id", "rule", "part", "what", "key", "message", "mend", "statement")
+        ),
+        ("streams[].repaired", "what was done, a list"),
+        ("streams[].repaired[].id", "number of the finding"),
+        ("streams[].repaired[].result", "done, sent (not finished yet) or refused"),
+        ("streams[].repaired[].detail", "more; may be empty"),
+        ("streams[].audit", "the audit after it (as in audit list); null: nothing was repaired"),
+        *((f"streams[].audit.{key}", text) for key, text in _AUDIT),
+    ),
+    "audit stop": (("group", "group"), ("stopped", "ids of the audits that were told to stop, a list")),
     "journal inspect": (
         ("[]", "one for each journal found"),
         ("[].folder", "its folder"),

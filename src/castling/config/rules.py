@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from castling.config.names import EVERY, split_name, sql_problem
 from castling.config.places import Path
 from castling.config.settings import Config, DatabaseSettings, GroupSettings, NodeSettings
+from castling.config.window import window_problem
 
 __all__ = ["NAME", "address_problem", "is_loopback", "problems"]
 
@@ -37,6 +38,7 @@ def problems(config: Config) -> list[Problem]:
         found += _figures(name, group)
         found += _renames(name, group)
         found += _narrowing(name, group)
+        found += _audit(name, group)
     if not found:
         found += _listeners(config)
     return found
@@ -262,12 +264,21 @@ def _figures(name: str, group: GroupSettings) -> Iterator[Problem]:
         (("link", "compression"), 1 if compression == "auto" else compression, 0, 19),
         (("link", "window"), group.link.window, 1 << 20, 1 << 30),
         (("link", "port"), 1 if group.link.port is None else group.link.port, 1, 65535),
+        (("audit", "every"), group.audit.every, 60, 366 * 86400),
+        (("audit", "max_lag"), group.audit.max_lag, 0.5, 86400),
+        (("audit", "load"), group.audit.load, 0.01, 1),
         (("seed", "jobs"), group.seed.jobs, 1, 64),
         (("seed", "chunk_rows"), group.seed.chunk_rows, 1, 1 << 32),
     ]
     for path, value, least, most in bounds:
         if not least <= value <= most:
             yield (*at, *path), f"must be from {least:g} to {most:g}"
+
+
+def _audit(name: str, group: GroupSettings) -> Iterator[Problem]:
+    wrong = None if group.audit.window is None else window_problem(group.audit.window)
+    if wrong:
+        yield ("groups", name, "audit", "window"), wrong
 
 
 def _listeners(config: Config) -> Iterator[Problem]:

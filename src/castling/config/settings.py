@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 __all__ = [
+    "AuditSettings",
     "Config",
     "DatabaseSettings",
     "GroupSettings",
@@ -137,6 +138,23 @@ class SeedSettings(_Settings, frozen=True, kw_only=True):
     bandwidth: Rate = None
 
 
+class AuditSettings(_Settings, frozen=True, kw_only=True):
+    """How both ends are compared, and what becomes of what differs."""
+
+    #: daily, `HH:MM-HH:MM` in UTC, in which what is due is audited by itself; left out: only when asked
+    window: str | None = None
+    #: what has not changed and was equal is due again after this, seconds
+    every: Seconds = 7 * 24 * 3600.0
+    #: "ask": a person looks at findings and repairs them; "auto": they are repaired and audited again at once
+    repair: Literal["ask", "auto"] = "ask"
+    #: an audit makes room while the stream is further behind than this, seconds
+    max_lag: Seconds = 30.0
+    #: share of the time in which the source works for an audit, more than 0 and at most 1
+    load: float = 0.5
+    #: bytes per second that an audit reads from the source; left out: unlimited
+    bandwidth: Rate = None
+
+
 class SpoolSettings(_Settings, frozen=True, kw_only=True):
     """The spool: a journal on the capture's node that takes changes while the backup can't (`wal_spool`)."""
 
@@ -230,6 +248,8 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     link: LinkSettings = LinkSettings()
     #: how the first copy is made
     seed: SeedSettings = SeedSettings()
+    #: how both ends are compared
+    audit: AuditSettings = AuditSettings()
 
 
 class Config(_Settings, frozen=True, kw_only=True):

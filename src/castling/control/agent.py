@@ -19,6 +19,7 @@ import msgspec
 
 import castling
 from castling.control.api import build_app
+from castling.control.audit_group import AuditGroup
 from castling.control.client import client_context
 from castling.control.deployment import Deployment
 from castling.control.group import Groups
@@ -70,6 +71,7 @@ async def run_agent(home: Home) -> None:
         beside = [
             asyncio.create_task(local.releases.run()),
             asyncio.create_task(local.copies.run()),
+            asyncio.create_task(local.audits.run()),
             asyncio.create_task(RoleKeeper(local, _reaching(home)).run()),
         ]
         try:
@@ -95,10 +97,14 @@ def _reaching(home: Home) -> Callable[[str, str], Node]:
 def _services(home: Home, store: Store, local: LocalNode) -> Services:
     reach = _reaching(home)
     changing = asyncio.Lock()
+    groups = Groups(local, reach, changing)
+    audits = AuditGroup(groups.captures, groups.tree)
+    local.audits.lag = audits.lag
     return Services(
         local=local,
         store=store,
-        groups=Groups(local, reach, changing),
+        groups=groups,
+        audits=audits,
         deployment=Deployment(local, store, reach, changing),
         membership=Membership(home, local, store, lambda: own_address(home, local), time.time_ns),
     )

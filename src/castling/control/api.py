@@ -141,7 +141,7 @@ def _allow(endpoint: Endpoint, caller: Caller) -> None:
 def _names(params: dict[str, Any]) -> dict[str, str]:
     """Names become file names: anything but a name is not found before it is used."""
     for key, value in params.items():
-        pattern = _TOKEN_ID if key in ("token", "rehearsal") else NAME
+        pattern = _TOKEN_ID if key in ("token", "rehearsal", "audit") else NAME
         if not pattern.fullmatch(value):
             raise NotFound(f"there is no {key} of that name")
     return params

@@ -241,6 +241,10 @@ class Groups:
                 )
         return all(said["desired"].get(group) == "running" for said in told.values())
 
+    def captures(self, group: str) -> Node:
+        """The node that captures the group."""
+        return self._node(capture_node(group_settings(self._local.deployed(), group)))
+
     def _nodes(self, group: str) -> list[Node]:
         """The nodes that run ends of the group."""
         settings = group_settings(self._local.deployed(), group)

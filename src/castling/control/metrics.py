@@ -74,6 +74,16 @@ STREAM_METRICS = (
         _at("foreign_writes", "open"),
     ),
     Figure(
+        "castling_audit_age_seconds",
+        "Time since the part was compared that was compared longest ago; none while one never was.",
+        _at("audit", "full_age_s"),
+    ),
+    Figure(
+        "castling_audit_findings",
+        "Findings of audits that are open; none while nothing was ever audited.",
+        _at("audit", "open"),
+    ),
+    Figure(
         "castling_stream_running",
         "1 when every end of the stream runs, else 0.",
         lambda view: float(view["state"] == "running"),

@@ -23,6 +23,7 @@ from castling import config as settings
 from castling import kinds
 from castling.config import Config, GroupSettings
 from castling.control import plan as planning
+from castling.control.audits import Audits
 from castling.control.client import CONNECT_S, unreachable, unwrap
 from castling.control.home import Home, write_private
 from castling.control.rehearsals import Rehearsals
@@ -113,6 +114,9 @@ class Node(Protocol):
     async def move_parts(self, group: str, action: PartAction, parts: list[str], reason: str) -> list[Json]:
         """Ask the group's apply on this node to hold or release parts: `backup`, `part`, `result` each."""
 
+    async def audit(self, group: str, action: str, options: Json, by: str) -> Any:
+        """Audits of the streams that this node captures: see `audits.Audits.answer`."""
+
     async def forget_kind(self, group: str, without: list[str]) -> None:
         """Remove what the kind left on sources, and on targets but those of the nodes in `without`."""
 
@@ -152,6 +156,8 @@ class LocalNode:
         self.releases = Releases(self._resting)
         #: ends that run but are away for a moment, at the word of this agent alone
         self._away: set[End] = set()
+        self.audits = Audits(store, self._captured)
+        self.audits.groups = lambda: () if self.config is None else sorted(self.config.groups)
         self.copies = Rehearsals(store, self._own_stream, self._apply_away, now_ns)
         self.text = home.deployed.read_text(encoding="utf-8") if home.deployed.exists() else None
         #: as castling.toml has it
@@ -285,8 +291,20 @@ class LocalNode:
                 if end.end is EndName.SOURCE:
                     released = self.releases.warnings(group, end.backup)
                     view["warnings"] = [*(view.get("warnings") or ()), *released]
+                    view["audit"] = self.audits.latest(group, end.backup)
                 found.append({**view, **place})
         return found
+
+    def _captured(self, group: str) -> list[Stream]:
+        """The streams of the group that this node captures."""
+        if self.config is None or group not in self.config.groups:
+            return []
+        here = {end.backup for end in self.own_ends() if end.group == group and end.end is EndName.SOURCE}
+        return [stream for stream in streams(self.config, group) if stream.backup in here]
+
+    async def audit(self, group: str, action: str, options: Json, by: str) -> Any:
+        group_settings(self.deployed(), group)
+        return await self.audits.answer(group, action, options, by)
 
     def _resting(self) -> Iterator[Resting]:
         """The streams that this node captures and that have no source end now, though they once had."""
@@ -390,6 +408,7 @@ class LocalNode:
         kept = {ROLE_FILE} if keep_role else set()
         await asyncio.to_thread(_empty, self._home.groups / group, kept)
         self._roles = self._load_roles()
+        self.audits.store.forget(group)
         self._store.forget_desired(group)
 
 
@@ -484,6 +503,11 @@ class RemoteNode:
         body = {"since_s": since_s, "acknowledge": acknowledge}
         found: list[Json] = await self._call("POST", f"/v1/node/groups/{group}/foreign-writes", body, SLOW_S)
         return found
+
+    async def audit(self, group: str, action: str, options: Json, by: str) -> Any:
+        body = {"action": action, "options": options, "by": by}
+        timeout_s = COPY_S if action == "repair" else SLOW_S
+        return await self._call("POST", f"/v1/node/groups/{group}/audit", body, timeout_s)
 
     async def rehearsal_open(self, group: str, identity: str, limit_s: float, by: str) -> Json:
         body = {"id": identity, "limit_s": limit_s, "by": by}

@@ -19,6 +19,8 @@ import msgspec
 import castling
 from castling.control.access import AccessRole, Caller
 from castling.control.access_log import verify_file
+from castling.control.audit_group import AuditGroup
+from castling.control.audits import AuditRequest, RepairRequest
 from castling.control.deployment import Deployment
 from castling.control.group import Groups
 from castling.control.membership import Membership
@@ -46,6 +48,7 @@ class Services:
     local: LocalNode
     store: Store
     groups: Groups
+    audits: AuditGroup
     deployment: Deployment
     membership: Membership
 
@@ -142,6 +145,12 @@ class PartsBody(msgspec.Struct, forbid_unknown_fields=True):
 class ForeignBody(msgspec.Struct, forbid_unknown_fields=True):
     since_s: float | None = None
     acknowledge: str | None = None
+
+
+class NodeAuditBody(msgspec.Struct, forbid_unknown_fields=True):
+    action: str
+    options: dict[str, Any]
+    by: str
 
 
 class ForgetBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -310,6 +319,38 @@ async def _rehearsal_close(services: Services, call: Call) -> Any:
     return await services.groups.rehearsal_close(call.names["group"], call.names["rehearsal"], call.caller)
 
 
+async def _audits(services: Services, call: Call) -> Any:
+    return await services.audits.listed(call.names["group"], int(call.number("limit", 100, 1, 2000)))
+
+
+async def _audit_start(services: Services, call: Call) -> Any:
+    return await services.audits.start(call.names["group"], call.body, call.caller)
+
+
+async def _audit_stop(services: Services, call: Call) -> Any:
+    return await services.audits.stop(call.names["group"], call.caller)
+
+
+async def _audit_latest(services: Services, call: Call) -> Any:
+    return await services.audits.latest(call.names["group"])
+
+
+async def _audit_parts(services: Services, call: Call) -> Any:
+    return await services.audits.parts(call.names["group"])
+
+
+async def _audit_findings(services: Services, call: Call) -> Any:
+    return await services.audits.findings(call.names["group"])
+
+
+async def _audit_repair(services: Services, call: Call) -> Any:
+    return await services.audits.repair(call.names["group"], call.body, call.caller)
+
+
+async def _audit_shown(services: Services, call: Call) -> Any:
+    return await services.audits.shown(call.names["group"], call.names["audit"])
+
+
 async def _remove(services: Services, call: Call) -> Any:
     without = [name for name in call.query.get("without", "").split(",") if name]
     return await services.groups.remove(call.names["group"], call.caller, without)
@@ -379,6 +420,12 @@ async def _node_foreign_writes(services: Services, call: Call) -> Any:
     return await services.local.foreign_writes(call.names["group"], body.since_s, by)
 
 
+async def _node_audit(services: Services, call: Call) -> Any:
+    body = call.body
+    by = f"{body.by[:100]} through {call.caller}"
+    return await services.local.audit(call.names["group"], body.action, body.options, by)
+
+
 async def _node_rehearsals(services: Services, call: Call) -> Any:
     return await services.local.rehearsals(call.names["group"])
 
@@ -432,6 +479,14 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/groups/{group}/reseed", _ADMIN, _reseed),
     Endpoint("POST", "/v1/groups/{group}/stop", _OPERATOR, _stop),
     Endpoint("POST", "/v1/groups/{group}/parts", _OPERATOR, _parts, PartsBody),
+    Endpoint("GET", "/v1/groups/{group}/audits", _VIEWER, _audits),
+    Endpoint("POST", "/v1/groups/{group}/audits", _OPERATOR, _audit_start, AuditRequest),
+    Endpoint("POST", "/v1/groups/{group}/audits/stop", _OPERATOR, _audit_stop),
+    Endpoint("GET", "/v1/groups/{group}/audits/latest", _VIEWER, _audit_latest),
+    Endpoint("GET", "/v1/groups/{group}/audits/parts", _VIEWER, _audit_parts),
+    Endpoint("GET", "/v1/groups/{group}/audits/findings", _OPERATOR, _audit_findings),
+    Endpoint("POST", "/v1/groups/{group}/audits/repair", _OPERATOR, _audit_repair, RepairRequest),
+    Endpoint("GET", "/v1/groups/{group}/audits/{audit}", _OPERATOR, _audit_shown),
     Endpoint("GET", "/v1/groups/{group}/rehearsals", _VIEWER, _rehearsals),
     Endpoint("POST", "/v1/groups/{group}/rehearsals", _OPERATOR, _rehearsal_open, RehearsalBody),
     Endpoint("DELETE", "/v1/groups/{group}/rehearsals/{rehearsal}", _OPERATOR, _rehearsal_close),
@@ -452,6 +507,7 @@ ENDPOINTS = (
     Endpoint(
         "POST", "/v1/node/groups/{group}/foreign-writes", Access.NODE, _node_foreign_writes, ForeignBody
     ),
+    Endpoint("POST", "/v1/node/groups/{group}/audit", Access.NODE, _node_audit, NodeAuditBody),
     Endpoint("GET", "/v1/node/groups/{group}/rehearsals", Access.NODE, _node_rehearsals),
     Endpoint(
         "POST", "/v1/node/groups/{group}/rehearsals", Access.NODE, _node_rehearsal_open, NodeRehearsalBody

@@ -76,6 +76,25 @@ MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
         why TEXT NOT NULL, facts TEXT NOT NULL, PRIMARY KEY (grp, id)
     ) STRICT;
     """,
+    """
+    CREATE TABLE audit_run (
+        id TEXT PRIMARY KEY, grp TEXT NOT NULL, backup TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('running', 'done', 'stopped', 'failed')), scope TEXT NOT NULL,
+        by TEXT NOT NULL, begun_ns INTEGER NOT NULL, ended_ns INTEGER, why TEXT NOT NULL, facts TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE audit_part (
+        grp TEXT NOT NULL, backup TEXT NOT NULL, rule TEXT NOT NULL, part TEXT NOT NULL, compared_ns INTEGER,
+        result TEXT NOT NULL, changes INTEGER, equal_runs INTEGER NOT NULL, problem TEXT NOT NULL,
+        run TEXT NOT NULL, facts TEXT NOT NULL, PRIMARY KEY (grp, backup, rule, part)
+    ) STRICT;
+    CREATE TABLE audit_finding (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, grp TEXT NOT NULL, backup TEXT NOT NULL, run TEXT NOT NULL,
+        rule TEXT NOT NULL, part TEXT NOT NULL, found_ns INTEGER NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('open', 'repaired', 'gone')), closed_ns INTEGER,
+        body TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX audit_finding_open ON audit_finding (grp, backup, state);
+    """,
 )
 
 

@@ -136,6 +136,7 @@ def _stream(delivery: str, backup: str, ends: dict[tuple[str, str], Report]) -> 
         "left_behind": (found[EndName.SOURCE].get("capture") or {}).get("left_behind"),
         "definitions": _definitions(found),
         "holds": holds,
+        "audit": source.get("audit"),
         "foreign_writes": (apply.get("target") or {}).get("foreign_writes"),
         "warnings": _warnings(found) + [_held(hold) for hold in holds or ()],
         "ends": {str(name): end for name, end in found.items()},
