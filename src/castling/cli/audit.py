@@ -32,7 +32,7 @@ Json = dict[str, Any]
 def register(app: typer.Typer) -> None:
     """Add `castling audit`."""
     audits = typer.Typer(
-        help="Prove that the backup is equal while writers run, and repair what is not.",
+        help="Prove that the backup is equal; repair what is not.",
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

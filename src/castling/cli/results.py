@@ -101,11 +101,17 @@ _AUDIT = (
     ("ended_ns", "until when; null while it runs"),
     ("why", "why it was stopped or has failed; else empty"),
     ("now", "what was compared last, while it runs"),
-    (
-        "facts",
-        "parts_total, parts_done, rows, bytes, bytes_total, differing, unknown, busy_s (on the source), "
-        "seconds, apply_paused_s (longest; null: not known)",
-    ),
+    ("facts", "figures"),
+    ("facts.parts_total", "tables and rules to be compared"),
+    ("facts.parts_done", "of these, done"),
+    ("facts.rows", "rows read on the source"),
+    ("facts.bytes", "bytes read there"),
+    ("facts.bytes_total", "bytes of the tables to be compared"),
+    ("facts.differing", "parts that differ"),
+    ("facts.unknown", "parts that could not be told"),
+    ("facts.busy_s", "how long the source worked for it, seconds"),
+    ("facts.seconds", "how long it took, seconds"),
+    ("facts.apply_paused_s", "how long apply stood still for it at a time, at most; null: not known"),
 )
 _AUDIT_FINDING = (
     ("id", "its number"),
@@ -441,6 +447,15 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 #: below these everything may stand: they belong to a kind, an end or a journal
 _OPEN = (
+    "audits[].findings[].key",
+    "audits[].findings[].source",
+    "audits[].findings[].target",
+    "audits[].findings[].token",
+    "findings[].key",
+    "findings[].source",
+    "findings[].target",
+    "findings[].token",
+    "streams[].plan[].key",
     "findings[].context",
     "streams[].ends.*",
     "streams[].seed",

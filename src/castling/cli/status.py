@@ -77,6 +77,7 @@ def details(tree: Json) -> str:
         lines += _beside(stream)
         lines += _left_behind(stream)
         lines += _definitions(tree["group"], stream)
+        lines += _audit(tree["group"], stream)
         lines += _lanes(stream)
         # the receive end first: what keeps it from listening is the cause of what the source end sees
         for end in ("receive", "source", "apply"):
@@ -124,6 +125,20 @@ def _left_behind(stream: Json) -> list[str]:
         return []
     told = ", ".join(names[:DIFFERING]) + (", …" if len(names) > DIFFERING else "")
     return [f"{stream['backup']}: not in the log, so not carried: {told}"]
+
+
+def _audit(group: str, stream: Json) -> list[str]:
+    """How old the last full audit is, and what it came to; while one was never done, that."""
+    if "audit" not in stream or stream["state"] == "seeding":  # an agent of before has none
+        return []
+    audit = stream["audit"] or {}
+    age = seconds_text(audit.get("full_age_s"))
+    told = f"last full audit of {stream['backup']}: {age}{'' if age == 'unknown' else ' ago'}"
+    if age != "unknown" or audit.get("result") == "differs":
+        told += f", {audit['result']}"
+    if audit.get("open"):
+        told += f", {audit['open']} open findings (`castling audit show {group}`)"
+    return [told]
 
 
 def _lanes(stream: Json) -> list[str]:
