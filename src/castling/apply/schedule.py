@@ -61,6 +61,11 @@ class Batcher:
     def is_empty(self) -> bool:
         return not self._pieces
 
+    @property
+    def changes(self) -> int:
+        """Changes that wait for their batch to be closed."""
+        return self._changes
+
     def add(self, item: Piece | Abandon) -> Iterator[Write | Discard]:
         """Take the next piece; what must be done with the target before more is added."""
         if isinstance(item, Abandon):

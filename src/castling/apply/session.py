@@ -77,6 +77,11 @@ class ApplySession:
     READ_BYTES = 4 << 20
     #: seconds between looks at the journal when no bell rings
     POLL_S = 0.5
+    #: a batch of so many changes tells of a backlog: it waits for more, while more comes within `NEXT_S`
+    #: (longer than the source end's reader pauses), until it is full or `GATHER_S` old: each has its price
+    MANY = 2000
+    NEXT_S = 0.06
+    GATHER_S = 0.5
     #: seconds between two questions to the target what would survive its crash
     RELEASE_S = 2.0
 
@@ -121,6 +126,7 @@ class ApplySession:
         self._last_read: Record | None = None
         self._last_release_s = float("-inf")
         self._on_commit: Callable[[], None] = lambda: None
+        self._gathering_since_s = float("-inf")
 
     @property
     def applied(self) -> Position:
@@ -208,6 +214,8 @@ class ApplySession:
                     for piece in decoded.pieces:
                         for action in batcher.add(piece):
                             await self._do(action)
+                if await self._more_comes(batcher):
+                    continue
                 for action in batcher.flush():
                     await self._do(action)
                 await self._target.settle()
@@ -218,6 +226,25 @@ class ApplySession:
                 await self._release()
         finally:
             await self._target.rollback()
+
+    async def _more_comes(self, batcher: Batcher) -> bool:
+        """Whether a batch that is not full is to be kept open: there is more in the queue now."""
+        now_s = self._host.monotonic()
+        if batcher.changes < self.MANY:
+            self._gathering_since_s = now_s
+            return False
+        if now_s - self._gathering_since_s > self.GATHER_S:
+            self._gathering_since_s = now_s
+            return False
+        self._arrived.clear()
+        if self._queue:
+            return True
+        try:
+            async with asyncio.timeout(self.NEXT_S):
+                await self._arrived.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _wait_for_more(self) -> None:
         if self._queue:
