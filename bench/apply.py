@@ -45,6 +45,7 @@ from castling.journal.segment import encode
 from castling.kinds.base import Stream
 from castling.kinds.postgres import progress
 from castling.kinds.postgres.kind import KIND
+from castling.kinds.postgres.seed_target import CREATE_STATE
 from castling.testing.compare import compare
 from castling.testing.servers import EmbeddedServer
 
@@ -176,7 +177,7 @@ async def _begin_target(west: EmbeddedServer, journal: Path) -> None:
     begins = reader.read(1)[0].offset
     reader.close()
     async with await psycopg.AsyncConnection.connect(west.dsn(BASE), autocommit=True) as connection:
-        await connection.execute(progress.CREATE_PROGRESS.encode())
+        await connection.execute((CREATE_STATE + progress.CREATE_PROGRESS).encode())
         await progress.write(connection, GROUP, begins, None)
 
 

@@ -62,10 +62,10 @@ from castling.kinds.postgres.seed_renew import Renewal
 from castling.kinds.postgres.sequence_target import CREATE_SEQUENCES
 from castling.kinds.postgres.statements import column_list, quoted
 
-__all__ = ["PostgresSeedTarget"]
+__all__ = ["CREATE_STATE", "PostgresSeedTarget"]
 
 
-_STATE = (
+CREATE_STATE = (
     MAKE_ALONE
     + """
     CREATE SCHEMA IF NOT EXISTS castling;
@@ -183,7 +183,7 @@ class PostgresSeedTarget:
             await progress.end_sessions(connection, self._group)
             await self._end_attempts(connection)
             await begin_alone(connection)  # nor do two make the schema at once, which PostgreSQL refuses
-            await connection.execute((_STATE + _TABLES).encode())
+            await connection.execute((CREATE_STATE + _TABLES).encode())
             tables = [table_name(schema, name) for schema, name in request.tables]
             await self._are_free(connection, tables)
             cursor = await connection.execute(
