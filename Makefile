@@ -8,7 +8,7 @@ SEEDS  ?= 10000
 START  ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo test lint sim test-faults test-scale test-mutants bench-postgres bench-apply docs lock clean
+.PHONY: help setup servers demo test lint sim test-faults test-scale test-mutants bench-postgres bench-apply bench-audit audit-power docs lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -60,6 +60,12 @@ bench-postgres: setup ## side by side with native replication, ~20 min (ARGS="--
 
 bench-apply: setup ## apply alone, from hardened journals (ARGS="--native --rounds 5 --scale 4")
 	$(BIN)/python bench/apply.py $(ARGS)
+
+bench-audit: setup ## audits beside md5(t::text) of both ends, in turn (ARGS="--rows 400000 --rounds 5")
+	$(BIN)/python bench/audit.py $(ARGS)
+
+audit-power: setup ## fifty pieces of each class of damage under load: found, imagined, repaired (ARGS="--pieces 50")
+	$(BIN)/python bench/audit_power.py $(ARGS)
 
 docs: setup ## write the generated pages of docs/reference
 	$(BIN)/python -m castling.cli.reference

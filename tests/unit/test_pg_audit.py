@@ -9,7 +9,7 @@ from castling.kinds.base import Commit, Piece
 from castling.kinds.postgres.audit_beside import mending_statement
 from castling.kinds.postgres.audit_marks import MARK_PREFIX, has_mark, mark_in
 from castling.kinds.postgres.audit_rows import differing
-from castling.kinds.postgres.audit_sql import Side, buckets_for
+from castling.kinds.postgres.audit_sql import Side, buckets_for, how_hashed
 from castling.kinds.postgres.changes import Message
 from castling.kinds.postgres.definitions import Difference
 
@@ -41,9 +41,12 @@ def test_buckets_that_differ(
 
 
 def test_every_column_is_hashed_and_every_name_is_quoted() -> None:
-    side = Side('ONLY "s"."t"', ("a", 'b"%', "c.d"), ("a",), "a % 2 = 0")
+    columns = (how_hashed("a", 23), how_hashed('b"%', 25), how_hashed("c.d", 1042), how_hashed("own", 20000))
+    assert [each.how for each in columns] == ["plain", "text", "output", "output"]
+    side = Side('ONLY "s"."t"', columns, columns[:1], "a % 2 = 0")
     for statement in (side.sums((3, 9), 16), side.rows((0, None), 16, [1, 2])):
-        assert 'ROW("a", "b""%", "c.d")::text' in statement
+        for name in ('"a"::text', '"b""%"::text', 'concat("c.d")', 'concat("own")'):
+            assert name in statement
         assert "(a % 2 = 0)" in statement
     assert "ctid >= '(3,0)'::tid" in side.sums((3, 9), 16) and "ctid < '(9,0)'" in side.sums((3, 9), 16)
 

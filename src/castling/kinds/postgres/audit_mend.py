@@ -20,7 +20,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from castling.errors import DecodeError
-from castling.kinds.postgres.audit_sql import hashed
+from castling.kinds.postgres.audit_sql import Hashed, hashed
 from castling.kinds.postgres.mapping import Found, find_columns
 from castling.kinds.postgres.statements import quoted
 
@@ -37,7 +37,7 @@ class RowMend(msgspec.Struct, frozen=True, kw_only=True):
     schema: str
     name: str
     columns: list[str]
-    hashed: list[str]
+    hashed: list[Hashed]
     key: dict[str, str] | None = None
     row: list[str | None] | None = None
     hash: int | None = None

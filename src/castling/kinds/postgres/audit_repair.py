@@ -120,7 +120,7 @@ class Repairs:
         return content, lot[: at + 1], lot[at + 1 :]
 
     async def _mend_of(self, published: Published, columns: list[Found], each: Discrepancy) -> RowMend:
-        carried = [name for name in published.columns if not _is_generated(name, columns)]
+        carried = [each.name for each in published.columns if not _is_generated(each.name, columns)]
         listed = ", ".join(f"{quoted(name)}::text" for name in carried).replace("%", "%%")
         table = f"ONLY {published.table.sql}".replace("%", "%%")
         filtered = f" AND ({published.where})".replace("%", "%%") if published.where else ""

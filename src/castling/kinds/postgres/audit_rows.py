@@ -1,20 +1,21 @@
 """Compares one table at both ends of a view, and narrows what differs down to rows.
 
-Both ends are read at once, each block after block. The first reading brings sums by bucket (see `audit_sql`);
-when all are equal, so is the table. Otherwise the buckets that differ are read row by row, as many at a time
-as fit into memory. Rows with a key are told apart by it; without one by their hash and how often it is there.
+Both ends are read at once, each block after block. The first reading brings one sum (see `audit_sql`); when
+it is equal, so is the table. Otherwise a second one brings sums by bucket, and the buckets that differ are
+read row by row, as many at a time as fit into memory. Rows with a key are told apart by it; without one by
+their hash and how often it is there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from castling.kinds.base import AuditGuard, Compared, Discrepancy
-from castling.kinds.postgres.audit_sql import Side, buckets_for
+from castling.kinds.postgres.audit_sql import Blocks, Hashed, Side, buckets_for
 from castling.kinds.postgres.audit_view import Reader
 
 __all__ = ["End", "compare_rows", "differing"]
@@ -26,13 +27,14 @@ READINGS = 4
 #: rows that are listed with their values; more of them are counted
 LISTED = 500
 #: blocks read with one statement, at most and at least, and what one should take, seconds
-_BLOCKS = (64, 16384)
+_BLOCKS = (64, 65536)
 _STATEMENT_S = 0.5
+#: blocks of the first one; a smaller table is read at once
+_FIRST_BLOCKS = 8192
 
 #: how many fields an answer of sums has
 _SUM_FIELDS = 3
 
-Blocks = tuple[int, int | None]
 Place = tuple[int, str]
 Sums = dict[int, tuple[int, int]]
 
@@ -59,8 +61,7 @@ def differing(here: Sums, there: Sums) -> list[int]:
 
 
 async def compare_rows(part: str, source: End, target: End, likely_rows: int, guard: AuditGuard) -> Compared:
-    buckets = buckets_for(likely_rows)
-    here, there = await _both(_sums(source, buckets, guard), _sums(target, buckets, guard))
+    here, there = await _both(_sums(source, 1, guard), _sums(target, 1, guard))
     found = Compared(
         "rows",
         part,
@@ -68,6 +69,10 @@ async def compare_rows(part: str, source: End, target: End, likely_rows: int, gu
         rows_target=sum(count for count, _ in there.values()),
         bytes=(source.blocks * source.block_bytes) + (target.blocks * target.block_bytes),
     )
+    if not differing(here, there):
+        return found
+    buckets = buckets_for(likely_rows)
+    here, there = await _both(_sums(source, buckets, guard), _sums(target, buckets, guard))
     different = differing(here, there)
     for reading, chosen in enumerate(_in_memory(different, here, there)):
         if reading == READINGS:
@@ -124,7 +129,7 @@ def _in_memory(different: list[int], here: Sums, there: Sums) -> Iterator[list[i
 
 async def _each(end: End, statement: Callable[[Blocks], str], guard: AuditGuard) -> AsyncIterator[list[Any]]:
     """Answers block range by block range; the ranges follow how long a statement takes."""
-    first, step = 0, _BLOCKS[0] * 8
+    first, step = 0, _FIRST_BLOCKS
     while True:
         last = first + step if first + step < end.blocks else None
         begun_s = time.monotonic()
@@ -243,11 +248,15 @@ def _message(part: str, what: str, key: dict[str, str | None] | None, columns: l
 
 
 async def _shown(end: End, place: Place) -> dict[str, str | None]:
-    return dict(zip(end.side.columns, await _one(end, end.side.shown(*place)), strict=True))
+    return dict(zip(_names(end.side.columns), await _one(end, end.side.shown(*place)), strict=True))
 
 
 async def _key(end: End, place: Place) -> dict[str, str | None]:
-    return dict(zip(end.side.key, await _one(end, end.side.keys(*place)), strict=True))
+    return dict(zip(_names(end.side.key), await _one(end, end.side.keys(*place)), strict=True))
+
+
+def _names(columns: Sequence[Hashed]) -> list[str]:
+    return [column.name for column in columns]
 
 
 async def _one(end: End, statement: str) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from castling.kinds.base import Stream
+from castling.kinds.postgres.audit_sql import how_hashed
 from castling.kinds.postgres.catalog import Table, read_tables
 from castling.kinds.postgres.naming import Name, Naming
 from castling.kinds.postgres.narrowing import Part, read_parts
@@ -24,13 +25,14 @@ class Published:
         self.where = part.rows or ""
         #: what it has on the target too: generated columns are computed there
         self.columns = tuple(
-            column.name
+            how_hashed(column.name, column.type_oid)
             for column in table.columns
             if column.generated != "v" and (part.columns is None or column.name in part.columns)
         )
         names = {column.name for column in part.copied(table)}
         key = table.identity_columns or table.primary_key
-        self.key = tuple(key) if set(key) <= names else ()
+        by_name = {column.name: column for column in self.columns}
+        self.key = tuple(by_name[name] for name in key) if set(key) <= names else ()
 
     def __str__(self) -> str:
         return str(self.table)

@@ -176,7 +176,7 @@ class _View:
                 return Compared("rows", part, problem="is gone from the source")
             if target is None:
                 return _lacking(part, published)
-            missing = set(published.columns) - target.columns
+            missing = {column.name for column in published.columns} - target.columns
             if missing:
                 return _lacking(part, published, missing)
             return await compare_rows(part, source.end, target.end, likely_rows(published.table), guard)
