@@ -111,6 +111,26 @@ def _notes(cluster: Cluster) -> list[str]:
     return notes
 
 
+def test_what_the_policy_says_happens_by_itself_in_the_window(cluster: Cluster) -> None:
+    pids = {end: cluster.pid(end) for end in ("source", "receive", "apply")}
+    cluster._group["audit"] = {"load": 1.0, "repair": "auto", "window": "00:00-00:00"}
+    (cluster.homes["east"] / "castling.toml").write_text(cluster.toml())
+    cluster.cli("east", "deploy", "--yes")
+    assert {end: cluster.pid(end) for end in pids} == pids  # audits are the agent's: nothing restarts
+    _damage(cluster, "UPDATE things SET note = NULL WHERE id = 9")
+    with psycopg.connect(cluster.dsn("east"), autocommit=True) as source:
+        source.execute("UPDATE things SET flag = true WHERE id = 3001")  # so that the table is due
+
+    def is_repaired() -> bool:
+        audits = cluster.cli("east", "audit", "list", GROUP)["data"]["audits"]
+        by_window = [each for each in audits if each["by"] == "window" and each["state"] == "done"]
+        told = cluster.servers["west"].execute("SELECT note FROM things WHERE id = 9", cluster.database)
+        return bool(by_window) and told == [("",)]
+
+    wait_for(is_repaired, "an audit began by itself, found it and repaired it")
+    assert _latest(cluster)["result"] == "equal"
+
+
 def test_an_agent_that_dies_leaves_an_audit_that_was_stopped(cluster: Cluster) -> None:
     data = cluster.cli("east", "audit", "run", GROUP, "--detach")["data"]
     identity = data["audits"][0]["id"]

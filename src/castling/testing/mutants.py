@@ -49,7 +49,100 @@ class Mutant:
     tests: tuple[str, ...]
 
 
+_AUDIT_TESTS = ("tests/real/test_audit.py", "-x")
+_AUDIT_HARD_TESTS = ("tests/real/test_audit_hard.py", "-x")
+
 MUTANTS = (
+    Mutant(
+        "audit-stops-too-early",
+        "when apply stands at an audit's position, all before it is committed",
+        (
+            Edit(
+                "kinds/postgres/target.py",
+                "                if before is not None:\n                    await self.commit(before)\n",
+                "",
+            ),
+        ),
+        _AUDIT_TESTS,
+    ),
+    Mutant(
+        "audit-reads-what-is-now",
+        "an audit reads the target as of its position, whatever is applied meanwhile",
+        (
+            Edit(
+                "kinds/postgres/audit_view.py",
+                "            yield Reader(connection, self.snapshot)\n",
+                "            cursor = await connection.execute(\n"
+                '                b"BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT pg_sleep(1)")\n'
+                '            await connection.execute(b"COMMIT")\n'
+                "            keeper = await _session(self.database, self.application, target=True)\n"
+                '            await keeper.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ")\n'
+                '            cursor = await keeper.execute(b"SELECT pg_export_snapshot()")\n'
+                "            yield Reader(connection, (await cursor.fetchone())[0])\n",
+            ),
+        ),
+        _AUDIT_TESTS,
+    ),
+    Mutant(
+        "audit-leaves-out-a-column",
+        "the hash of a row is of all its columns",
+        (
+            Edit(
+                "kinds/postgres/audit_sql.py",
+                'for column in columns)\n    return f"hashtextextended(',
+                'for column in columns[:6])\n    return f"hashtextextended(',
+            ),
+        ),
+        _AUDIT_TESTS,
+    ),
+    Mutant(
+        "audit-takes-null-for-nothing",
+        "NULL and an empty value are told apart",
+        (
+            Edit(
+                "kinds/postgres/audit_sql.py",
+                'COLLATE "C", 1), 0)\'',
+                "COLLATE \"C\", 1), hashtextextended(\\'\\', 1))'",
+            ),
+        ),
+        _AUDIT_TESTS,
+    ),
+    Mutant(
+        "audit-repairs-for-anybody",
+        "a repair is carried out only if Castling has noted it in the target before",
+        (
+            Edit(
+                "kinds/postgres/audit_mend.py",
+                "        if await cursor.fetchone() is None:\n            return\n",
+                "",
+            ),
+        ),
+        _AUDIT_HARD_TESTS,
+    ),
+    Mutant(
+        "audit-trusts-a-truncated-table",
+        "a table that was truncated under a snapshot is unknown, not different",
+        (
+            Edit(
+                "kinds/postgres/audit_view.py",
+                "                if row is None or row[0] is not True:\n",
+                "                if row is None:\n",
+            ),
+        ),
+        _AUDIT_HARD_TESTS,
+    ),
+    Mutant(
+        "audit-never-done-is-equal",
+        "what was never compared is unknown",
+        (
+            Edit(
+                "audit/state.py",
+                'return "unknown" if self.never or self.unknown or not self.parts else "equal"',
+                'return "equal"',
+            ),
+        ),
+        ("tests/unit/test_audit.py",),
+    ),
     Mutant(
         "fsync-removed",
         "what is acknowledged is durable",
