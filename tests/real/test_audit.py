@@ -29,7 +29,7 @@ class _Free:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with Cluster(direct=True, group={"lanes": 2}) as made:
+    with Cluster(direct=True, group={"lanes": 2, "delivery": "sync", "on_sync_loss": "wait"}) as made:
         with psycopg.connect(made.dsn("east"), autocommit=True) as source:
             source.execute(SCHEMA.encode())
             source.execute(definitions(2).encode())

@@ -137,6 +137,44 @@ def test_other_names_some_rows_and_columns_other_versions(cluster: Cluster) -> N
     assert last.equal, last.differences
 
 
+def test_a_table_of_many_blocks_is_read_in_many_statements(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is read once, and none is left out, however the two ends lie on their disks."""
+    source, target = cluster.servers["east"], cluster.servers["west"]
+    source.execute(
+        "INSERT INTO cleared SELECT i, repeat('x', 500) FROM generate_series(1, 3000) i", cluster.database
+    )
+    source.execute("DELETE FROM cleared WHERE id % 7 = 0", cluster.database)
+    source.execute("UPDATE cleared SET v = v || 'y' WHERE id % 5 = 0", cluster.database)
+    cluster.wait_until_applied()
+    for server in (source, target):
+        server.execute("VACUUM cleared", cluster.database)
+    whole = _audit(cluster, "public.cleared")
+    monkeypatch.setattr("castling.kinds.postgres.audit_rows._FIRST_BLOCKS", 1)
+    monkeypatch.setattr("castling.kinds.postgres.audit_rows._BLOCKS", (1, 3))
+    monkeypatch.setattr("castling.kinds.postgres.audit_rows.ROWS_AT_ONCE", 100)
+    monkeypatch.setattr("castling.kinds.postgres.audit_rows.READINGS", 1000)
+    parts = _audit(cluster, "public.cleared")
+    assert whole[0].rows_source == parts[0].rows_source == parts[0].rows_target == 3000 - 428
+    assert _told(parts) == {}
+    _target(cluster, "DELETE FROM cleared WHERE id = 1", "UPDATE cleared SET v = '' WHERE id = 2999")
+    found = _audit(cluster, "public.cleared")[0].found
+    assert {(each.what, str(each.key)) for each in found} == {
+        ("missing", "{'id': '1'}"),
+        ("different", "{'id': '2999'}"),
+    }
+    assert len(found) == 2
+    monkeypatch.setattr("castling.kinds.postgres.audit_rows.LISTED", 1)
+    listed = _audit(cluster, "public.cleared")[0]
+    assert len(listed.found) == 2 and listed.found[1].what == "more" and listed.more == 1
+    # more than is listed: the table is copied anew
+    repaired = asyncio.run(_auditor(cluster).repair(listed.found))
+    assert {each.result for each in repaired} <= {"done", "sent"}, repaired
+    wait_for(lambda: _told(_audit(cluster, "public.cleared")) == {}, "it was copied anew")
+    source.execute("TRUNCATE cleared", cluster.database)
+
+
 def test_messages_of_others_stop_nothing_and_change_nothing(cluster: Cluster) -> None:
     row = {"schema": "public", "name": "few", "columns": ["id", "told"], "hashed": [], "key": {"id": "5"}}
     forged = json.dumps({"group": GROUP, "nonce": "00", "rows": [{**row, "row": ["5", "forged"]}], "v": 1})

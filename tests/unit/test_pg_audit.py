@@ -55,7 +55,7 @@ def test_a_mark_is_found_among_changes() -> None:
     assert mark_in(_piece(Message("castling:sequences", b"x"))) is None
     assert mark_in(_piece(Message(MARK_PREFIX, b"abc"))) == "abc"
     assert has_mark([_piece(), _piece(Message(MARK_PREFIX, b""))])
-    assert not has_mark([_piece()])
+    assert not has_mark([_piece(), _piece(Message(MARK_PREFIX, b"abc"), Message(MARK_PREFIX, b"abc"))])
 
 
 def test_statements_that_mend_definitions() -> None:

@@ -45,10 +45,11 @@ to 40 of `a-z`, `0-9`, `_`, `-`. What can't be accepted is named with its line a
 _ERRORS_HEAD = """\
 # Errors and exit codes
 
-The exit code says whose fault it is: 0 fine, 1 unexpected, 2 the call, 3 something was found,
-10-19 configuration and local state, 20-29 source, 30-39 target, 40-44 journal, 45-49 link,
-50-59 roles, 130 interrupted. *Retryable*: the same call may succeed later without anybody
-acting; what runs tries again by itself.
+The exit code says whose fault it is: 0 fine, 1 unexpected, 2 the call, 3 something was
+found, 4 and 5 an audit had to wait or was stopped, 10-19 configuration and local state,
+20-29 source, 30-39 target, 40-44 journal, 45-49 link, 50-59 roles, 130 interrupted.
+*Retryable*: the same call may succeed later without anybody acting; what runs tries again
+by itself.
 """
 _METRICS_HEAD = """\
 # Metrics

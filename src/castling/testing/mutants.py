@@ -243,7 +243,7 @@ MUTANTS = (
         (
             Edit(
                 "journal/segment.py",
-                "    if _xxh3(payload) != header.payload_sum:\n",
+                "    if _xxh3(buffer[start:end]) != header.payload_sum:\n",
                 "    if False:\n",
             ),
         ),
@@ -311,8 +311,8 @@ MUTANTS = (
         (
             Edit(
                 "kinds/postgres/connect.py",
-                '"options": f"-c {OWN_SESSION}=on",\n',
-                '"options": "",\n',
+                '"options": OWN_OPTIONS,\n',
+                '"options": "-c default_transaction_read_only=off",\n',
             ),
         ),
         ("tests/real/test_foreign_writes.py", "-k", "not_reported"),

@@ -46,10 +46,13 @@ CREATE_MARKS = (
 
 
 def mark_in(piece: Piece) -> str | None:
-    """The id of a mark that the transaction carries."""
-    for change in piece.changes:
-        if isinstance(change, Message) and change.prefix == MARK_PREFIX:
-            return change.content.decode(errors="replace")
+    """The id of a mark that the transaction is. Ours carry nothing else: the changes of others are not
+    searched."""
+    if len(piece.changes) != 1:
+        return None
+    change = piece.changes[0]
+    if isinstance(change, Message) and change.prefix == MARK_PREFIX:
+        return change.content.decode(errors="replace")
     return None
 
 

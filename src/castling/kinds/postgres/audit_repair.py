@@ -57,6 +57,10 @@ class Repairs:
 
     async def run(self, found: Sequence[Discrepancy]) -> list[Repaired]:
         await self._target.execute(CREATE_MARKS.encode())
+        await self._target.execute(
+            "DELETE FROM castling.audit_repairs WHERE stream = %s AND at < now() - interval '7 days'",
+            (self._stream.group,),
+        )
         await self._source.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT}'".encode())
         await self._target.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT}'".encode())
         results: list[Repaired] = []

@@ -75,6 +75,8 @@ async def _forget_target(stream: Stream) -> None:
             "sequences",
             "table_positions",
             "schema_changes_aside",
+            "audit_marks",
+            "audit_repairs",
             *_BESIDE,
         ):
             if table in there:
