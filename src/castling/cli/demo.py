@@ -1,9 +1,9 @@
 """`castling demo`: the main job on one machine, with faults on purpose and proof at the end.
 
-Two embedded servers become two nodes by the same commands that a user gives. A bank
-writes all the while; the link is cut, the apply is killed; then every table of both sides is
-compared by a method that shares no code with the replication, and every transaction that the
-bank was told was committed is looked for on the backup.
+Two embedded servers become two nodes by the same commands that a user gives. A bank writes all the while; the
+link is cut, the apply is killed, and a row that nobody wrote is slipped into the backup, which an audit has
+to find and mend under load; then every table of both sides is compared by a method that shares no code with
+the replication, and every transaction that the bank was told was committed is looked for on the backup.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Outcome:
     rpo: dict[str, Any] = field(default_factory=dict)
     apply_lag: dict[str, Any] = field(default_factory=dict)
     faults: list[dict[str, Any]] = field(default_factory=list)
+    #: what an audit made of damage done on purpose; None: there was none
+    audit: dict[str, Any] | None = None
     ratio: float | None = None
     duration_s: float = 0.0
 
@@ -61,6 +63,7 @@ def verdict(outcome: Outcome) -> dict[str, Any]:
         and outcome.balances[0] == outcome.balances[1] != ""
         and outcome.transactions > 0
         and healed
+        and (outcome.audit is None or outcome.audit["equal"])
     )
     return {
         "ok": ok,
@@ -76,6 +79,7 @@ def verdict(outcome: Outcome) -> dict[str, Any]:
         "rows_compared": outcome.comparison.rows,
         "compression_ratio": outcome.ratio,
         "faults": outcome.faults,
+        "audit": outcome.audit,
         "differing": [{"table": found.table, "what": found.what} for found in outcome.comparison.differences],
         "duration_s": round(outcome.duration_s, 1),
     }
@@ -104,6 +108,7 @@ class _Demo:
             self._cut_link()
             self._kill_apply()
             self._live(self._seconds * 0.3, "replicating live again")
+            self._audit()
         finally:
             bank.stop()
         self._prove(bank)
@@ -178,6 +183,46 @@ class _Demo:
             "kill -9 of the apply", began, "progress is committed with the data, so nothing comes twice"
         )
 
+    def _audit(self) -> None:
+        """A row that nobody wrote on the source appears on the target: it has to be found and to go."""
+        self._cluster.servers["west"].execute(
+            "SET session_replication_role = replica;"
+            " INSERT INTO card (number, pin) VALUES (gen_random_uuid(), -1)",
+            self._cluster.database,
+        )
+        say("a row that nobody wrote is slipped into west; castling audit run bank, while the bank writes")
+        found = self._audited("audit", "run", "bank", "--rule", "rows", "--detach")
+        facts = found["facts"]
+        say(
+            f"the audit read {facts['rows']:,} rows in {facts['seconds']:.1f} s at one position and found"
+            f" {facts['differing']} table that differs; castling audit repair bank"
+        )
+        repaired = self._cluster.cli("east", "audit", "repair", "bank", "--yes")["data"]
+        again = self._audited("audit", "run", "bank", "--rule", "rows", "--detach")["facts"]
+        is_equal = facts["differing"] == 1 and not repaired["open"] and not again["differing"]
+        say(f"repaired through the stream and audited again: {'equal' if is_equal else 'NOT EQUAL'}")
+        self.outcome.audit = {
+            "rows": facts["rows"],
+            "seconds": facts["seconds"],
+            "apply_paused_s": facts["apply_paused_s"],
+            "found": facts["differing"],
+            "unknown": again["unknown"],
+            "equal": is_equal and not again["unknown"],
+        }
+
+    def _audited(self, *command: str) -> dict[str, Any]:
+        """The audit that the command began, when it has ended."""
+        identity = self._cluster.cli("east", *command)["data"]["audits"][0]["id"]
+        found: dict[str, Any] = {}
+
+        def has_ended() -> bool:
+            audits = self._cluster.cli("east", "audit", "list", "bank")["data"]["audits"]
+            found.update(next(each for each in audits if each["id"] == identity))
+            return bool(found["state"] != "running")
+
+        wait_for(has_ended, "the audit has ended")
+        return found
+
     def _healed(self, fault: str, began: float, why: str) -> None:
         seconds = time.monotonic() - began
         self.outcome.faults.append({"fault": fault, "healed": True, "seconds": round(seconds, 2)})
@@ -250,12 +295,26 @@ def _table(report: dict[str, Any]) -> str:
             (f"fault: {fault['fault']}", f"healed after {fault['seconds']:.1f} s")
             for fault in report["faults"]
         ),
+        *_audit_row(report["audit"]),
         ("compared", f"{report['tables_compared']} tables, {report['rows_compared']:,} rows"),
         ("acknowledged and lost", str(report["lost"])),
         ("differences", str(report["differences"])),
         ("verdict", "equal, nothing lost" if report["ok"] else "NOT OK"),
     ]
     return columns(("figure", "value"), rows)
+
+
+def _audit_row(audit: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if audit is None:
+        return []
+    paused = _seconds(audit["apply_paused_s"])
+    told = "damage found and repaired" if audit["equal"] else "NOT OK"
+    return [
+        (
+            "audit under load",
+            f"{told}; {audit['rows']:,} rows in {_seconds(audit['seconds'])}, apply paused {paused}",
+        )
+    ]
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
