@@ -105,6 +105,9 @@ def test_other_names_some_rows_and_columns_other_versions(cluster: Cluster) -> N
     rows = {each.part: (each.rows_source, each.rows_target) for each in healthy}
     assert rows["public.several"] == (250, 250) and rows["public.plain"] == (500, 500)
     assert {"sales.parts_a", "sales.parts_b"} <= rows.keys()
+    auditor = _auditor(cluster)
+    for rule in auditor.rules[1:]:
+        assert [each.result for each in asyncio.run(auditor.look(rule))] == ["equal"], rule
     _target(
         cluster,
         "UPDATE other.renamed SET f = '-0' WHERE id = 1",
@@ -196,12 +199,13 @@ def test_a_truncated_table_is_no_finding(cluster: Cluster) -> None:
     source = cluster.servers["east"]
     source.execute("INSERT INTO cleared SELECT i, 'x' FROM generate_series(1, 2000) i", cluster.database)
 
-    async def run() -> Compared:
+    async def run() -> tuple[Compared, Compared]:
         async with _auditor(cluster).at_one_position() as view:
             await asyncio.to_thread(source.execute, "TRUNCATE cleared", cluster.database)
-            return await view.compare("public.cleared", _Free())
+            return await view.compare("public.cleared", _Free()), await view.compare("public.hot", _Free())
 
-    compared = asyncio.run(run())
+    compared, next_one = asyncio.run(run())
+    assert next_one.result == "equal", next_one
     assert compared.result == "unknown" and "rewritten" in compared.problem, compared
     assert _told(_audit(cluster, "public.cleared")) == {}
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from castling.kinds.base import AuditGuard, Compared, Discrepancy
 from castling.kinds.postgres.audit_sql import Blocks, Hashed, Side, buckets_for
@@ -36,6 +37,7 @@ _FIRST_BLOCKS = 8192
 _SUM_FIELDS = 3
 
 Place = tuple[int, str]
+_Read = TypeVar("_Read")
 Sums = dict[int, tuple[int, int]]
 
 
@@ -49,6 +51,8 @@ class End:
     oids: list[int]
     is_source: bool
     block_bytes: int = 8192
+    #: the other end has failed
+    is_over: bool = False
 
 
 #: by key (without a key: by hash) the rows that have it: hash and place of each
@@ -61,7 +65,7 @@ def differing(here: Sums, there: Sums) -> list[int]:
 
 
 async def compare_rows(part: str, source: End, target: End, likely_rows: int, guard: AuditGuard) -> Compared:
-    here, there = await _both(_sums(source, 1, guard), _sums(target, 1, guard))
+    here, there = await _both(source, target, lambda end: _sums(end, 1, guard))
     found = Compared(
         "rows",
         part,
@@ -72,14 +76,13 @@ async def compare_rows(part: str, source: End, target: End, likely_rows: int, gu
     if not differing(here, there):
         return found
     buckets = buckets_for(likely_rows)
-    here, there = await _both(_sums(source, buckets, guard), _sums(target, buckets, guard))
+    here, there = await _both(source, target, lambda end: _sums(end, buckets, guard))
     different = differing(here, there)
     for reading, chosen in enumerate(_in_memory(different, here, there)):
         if reading == READINGS:
             break
-        mine, other = await _both(
-            _rows(source, buckets, chosen, guard), _rows(target, buckets, chosen, guard)
-        )
+        read = partial(_rows, buckets=buckets, chosen=chosen, guard=guard)
+        mine, other = await _both(source, target, read)
         await _list(found, source, target, mine, other)
         different = [bucket for bucket in different if bucket not in set(chosen)]
     # of what was not looked at row by row, at least one row a bucket differs
@@ -97,16 +100,29 @@ async def compare_rows(part: str, source: End, target: End, likely_rows: int, gu
     return found
 
 
-async def _both(here: Any, there: Any) -> tuple[Any, Any]:
-    """Both ends work at once; when one fails the other is not left behind."""
-    tasks = [asyncio.ensure_future(here), asyncio.ensure_future(there)]
+async def _both(source: End, target: End, read: Callable[[End], Awaitable[_Read]]) -> tuple[_Read, _Read]:
+    """Both ends work at once. When one fails the other ends its statement, and no more: a session that is
+    interrupted within one could not be used for the next table."""
+    tasks = [asyncio.ensure_future(read(end)) for end in (source, target)]
     try:
-        return tuple(await asyncio.gather(*tasks))
-    except BaseException:
+        _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if pending:
+            source.is_over = target.is_over = True
+            await asyncio.wait(pending)
+    except asyncio.CancelledError:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+    errors = [error for error in (task.exception() for task in tasks) if error is not None]
+    for error in errors:
+        if not isinstance(error, _Over):
+            raise error
+    return tasks[0].result(), tasks[1].result()
+
+
+class _Over(Exception):
+    """The other end has failed, and this one need not go on."""
 
 
 def _in_memory(different: list[int], here: Sums, there: Sums) -> Iterator[list[int]]:
@@ -131,6 +147,8 @@ async def _each(end: End, statement: Callable[[Blocks], str], guard: AuditGuard)
     """Answers block range by block range; the ranges follow how long a statement takes."""
     first, step = 0, _FIRST_BLOCKS
     while True:
+        if end.is_over:
+            raise _Over
         last = first + step if first + step < end.blocks else None
         begun_s = time.monotonic()
         answers = await end.reader.ask(statement((first, last)), end.oids)

@@ -83,8 +83,8 @@ class Reader:
 
     async def ask(self, statement: str, tables: Sequence[int] = ()) -> list[tuple[Any, ...]]:
         """The answer as of the snapshot. AuditCannotBegin when one of `tables` was rewritten since."""
-        await self.connection.execute(f"{_BEGIN}; SET TRANSACTION SNAPSHOT '{self.snapshot}'".encode())
         try:
+            await self.connection.execute(f"{_BEGIN}; SET TRANSACTION SNAPSHOT '{self.snapshot}'".encode())
             cursor = await self.connection.execute(statement.encode())
             found: list[tuple[Any, ...]] = await cursor.fetchall()
             if tables:

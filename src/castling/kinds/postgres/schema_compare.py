@@ -12,8 +12,10 @@ from castling.errors import CastlingError, SourceError, SourceUnreachable, Targe
 from castling.kinds.base import Finding, Severity, Stream
 from castling.kinds.postgres.connect import connect
 from castling.kinds.postgres.definitions import Difference, Thing, differences, finding, judge_extensions
+from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.outside_read import read_available_extensions, read_outside
 from castling.kinds.postgres.schema_read import read_schema
+from castling.kinds.postgres.statements import quoted
 
 __all__ = ["code_of", "compare_schema", "read_differences"]
 
@@ -37,7 +39,19 @@ async def read_differences(stream: Stream) -> tuple[list[Difference], int]:
     here, _, version = await _read(stream, source, target.dbname, SourceUnreachable, SourceError)
     there, available, other = await _read(stream, target, target.dbname, TargetUnreachable, TargetError)
     loose = version != other or bool(stream.settings.rename)
-    return judge_extensions(differences(here, there, loose=loose), available), len(here)
+    found = judge_extensions(differences(here, there, loose=loose), available)
+    return [each for each in found if not _made_for_a_table(each, Naming(stream.settings.rename))], len(here)
+
+
+def _made_for_a_table(each: Difference, naming: Naming) -> bool:
+    """Whether it is a schema of the target's alone (or its owner, or a right on it) into which tables are
+    renamed, which the source need not have. Pure."""
+    if each.source is not None or each.kind not in ("schema", "owner", "grant", "comment"):
+        return False
+    name = each.name.removeprefix("schema ").partition(" to ")[0]
+    return name in {quoted(there[0]) for there in naming.tables.values()} | {
+        there[0] for there in naming.tables.values()
+    }
 
 
 def code_of(difference: Difference) -> str:
