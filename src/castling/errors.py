@@ -120,6 +120,14 @@ class AccessDenied(CastlingError):
     exit_code = 13
 
 
+class TooManyAttempts(AccessDenied):
+    """Too many failed logins, or pages at once; wait a few minutes."""
+
+    code = "too-many-attempts"
+    exit_code = 13
+    retryable = True
+
+
 class AgentUnreachable(CastlingError):
     """The agent of a node does not answer."""
 

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from castling.control.access import AccessRole
+from castling.control.accounts import Accounts
 from castling.control.api import BODY_MAX, NODE_KEY, build_app
 from castling.control.audit_group import AuditGroup
 from castling.control.deployment import Deployment
@@ -27,6 +28,7 @@ from castling.control.nodes import LocalNode, ask_all
 from castling.control.routes import ENDPOINTS, Access, Services
 from castling.control.store import Store
 from castling.control.supervisor import Supervisor
+from castling.control.watch import Watch
 from castling.errors import AgentUnreachable
 
 TEXT = """\
@@ -82,13 +84,16 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
             raise AgentUnreachable(f"{name} is not part of this test")
 
         changing = asyncio.Lock()
+        groups = Groups(local, reach, changing)
         services = Services(
             local=local,
             store=store,
-            groups=(groups := Groups(local, reach, changing)),
+            groups=groups,
             audits=AuditGroup(groups.captures, groups.tree),
             deployment=Deployment(local, store, reach, changing),
             membership=Membership(home, local, store, lambda: "127.0.0.1:7430", time.time_ns),
+            accounts=Accounts(store),
+            watch=Watch(groups, store),
         )
         task = asyncio.create_task(supervisor.run([]))
         await asyncio.sleep(0)
@@ -108,7 +113,12 @@ def check_error(response: httpx.Response) -> dict[str, Any]:
 
 
 def concrete(path: str) -> str:
-    return path.replace("{group}", "orders").replace("{token}", "00").replace("{rehearsal}", "00")
+    return (
+        path.replace("{group}", "orders")
+        .replace("{token}", "00")
+        .replace("{rehearsal}", "00")
+        .replace("{user}", "ann")
+    )
 
 
 async def test_every_path_refuses_strangers_in_one_shape(api: Api) -> None:

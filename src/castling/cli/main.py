@@ -28,6 +28,7 @@ _WRONG_CALL: type[Exception] = typer.BadParameter.__mro__[2]
 #: imported, because that is most of the time that a command takes
 _MODULES = {
     "node": ("init", "invite", "join", "agent", "token", "node"),
+    "user": ("user",),
     "access_log": ("access-log",),
     "deploy": ("deploy",),
     "group": ("check", "group"),

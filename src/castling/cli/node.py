@@ -189,7 +189,9 @@ def _agent(
         raise UsageError("--log is text or json")
     configure_events(json=log == "json")
     session.home.node()
-    asyncio.run(run_agent(session.home))
+    from castling.portal.app import portal_routes  # here: no other command needs it
+
+    asyncio.run(run_agent(session.home, portal_routes))
 
 
 def _token_create(

@@ -59,7 +59,7 @@ the node's deployment. What is not known has no sample: alert on absence as on a
 A node's certificate names the node, `localhost` and the loopback addresses; at any other
 address it is verified by the node's name: `server_name` in Prometheus' `tls_config`, or
 `curl --cacert ca.pem --resolve east:7430:ADDRESS https://east:7430/metrics`, with `ca.pem`
-from the node's folder `ca`.
+from the node's folder `ca`. `packaging/alerts.yaml` has alert rules, `packaging/grafana.json` a dashboard.
 """
 _API_HEAD = """\
 # API
@@ -68,8 +68,9 @@ HTTPS, TLS 1.3, on the node's `api` address. Users send `Authorization: Bearer T
 show their certificate. Every answer is `{"ok": true, "data": …}` or `{"ok": false, "error":
 {"code", "message", "hint", "retryable", "exit_code", "context"}}`, also for unknown paths.
 Each role may do what the one before it may: viewer, operator, admin. `/metrics` answers in
-Prometheus' form. `/v1/groups/{group}/ready?lag_s=30` answers 503 while a stream does not run or
-lags more than that; an unknown lag is not ready.
+Prometheus' form. `/groups/{group}/ready?rpo_s=5&lag_s=30` (and below `/v1`) answers 503 while a
+stream does not run or is further behind than that (`rpo_s`: not hardened, as `lag_s` without it);
+unknown is not ready. `/openapi.json` tells all of this as OpenAPI 3.1.
 """
 _JSON_HEAD = """\
 # JSON results

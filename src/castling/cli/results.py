@@ -288,6 +288,17 @@ RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
             ("here", "true for the node that answered"),
         )
     ),
+    "user add": (("name", "name"), ("role", "role"), ("result", "added")),
+    "user list": _listed(
+        (
+            ("name", "name"),
+            ("role", "role"),
+            ("created_ns", "ns since 1970"),
+            ("changed_ns", "when the password was set, ns since 1970"),
+        )
+    ),
+    "user passwd": (("name", "name"), ("result", "changed")),
+    "user remove": (("name", "name"), ("result", "removed")),
     "access-log list": _listed(
         (
             ("id", "number of the entry"),

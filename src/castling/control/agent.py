@@ -13,11 +13,13 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
+from starlette.routing import Route
 
 import castling
+from castling.control.accounts import Accounts
 from castling.control.api import build_app
 from castling.control.audit_group import AuditGroup
 from castling.control.client import client_context
@@ -32,6 +34,7 @@ from castling.control.routes import Services
 from castling.control.server import AgentServer, bind
 from castling.control.store import Store
 from castling.control.supervisor import Supervisor
+from castling.control.watch import Watch
 from castling.errors import AlreadyRunning
 from castling.observe import events
 
@@ -54,16 +57,21 @@ def listen_address(home: Home, local: LocalNode) -> str:
     return address.api_listen or address.api
 
 
-async def run_agent(home: Home) -> None:
+#: another face of the use-cases: its paths, to be served beside the API's
+Face = Callable[[Services], Sequence[Route]]
+
+
+async def run_agent(home: Home, face: Face | None = None) -> None:
     """Run until SIGTERM or SIGINT. AlreadyRunning when another agent has this home."""
     with _only_one(home), Store(home.state) as store:
         log = events("agent")
         supervisor = Supervisor(home.folder, store.add_event, prepared=prepared_command)
         local = LocalNode(home, store, supervisor, time.time_ns)
-        server = AgentServer(build_app(_services(home, store, local)), home)
+        services = _services(home, store, local)
+        server = AgentServer(build_app(services, face(services) if face else ()), home)
         address = listen_address(home, local)
         listener = bind(address)
-        _stop_on_signals(server)
+        _stop_on_signals(server, services.watch)
         write_private(home.agent_file, msgspec.json.encode(RunningAgent(pid=os.getpid(), address=address)))
         log.info("agent.started", node=local.name, address=address, version=castling.__version__)
         keeping = asyncio.create_task(supervisor.run(local.wanted(), local.own_ends()))
@@ -72,6 +80,7 @@ async def run_agent(home: Home) -> None:
             asyncio.create_task(local.releases.run()),
             asyncio.create_task(local.copies.run()),
             asyncio.create_task(local.audits.run()),
+            asyncio.create_task(services.watch.run()),
             asyncio.create_task(RoleKeeper(local, _reaching(home)).run()),
         ]
         try:
@@ -80,8 +89,7 @@ async def run_agent(home: Home) -> None:
                 task.result()  # a supervisor that failed takes the agent with it
         finally:
             server.should_exit = True
-            keeping.cancel()
-            for task in beside:
+            for task in (keeping, *beside):
                 task.cancel()
             await asyncio.gather(keeping, serving, *beside, return_exceptions=True)
             log.info("agent.stopped", node=local.name)
@@ -107,6 +115,8 @@ def _services(home: Home, store: Store, local: LocalNode) -> Services:
         audits=audits,
         deployment=Deployment(local, store, reach, changing),
         membership=Membership(home, local, store, lambda: own_address(home, local), time.time_ns),
+        accounts=Accounts(store),
+        watch=Watch(groups, store),
     )
 
 
@@ -115,9 +125,10 @@ def _peer_context(home: Home, name: str) -> ssl.SSLContext:
     return client_context(home.ca_cert, identify=identify, expect=name, cert=(home.node_cert, home.node_key))
 
 
-def _stop_on_signals(server: AgentServer) -> None:
+def _stop_on_signals(server: AgentServer, watch: Watch) -> None:
     def stop() -> None:
         server.should_exit = True
+        watch.close()  # pages that are live would be waited for
 
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop)

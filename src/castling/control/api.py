@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,12 @@ from castling.errors import (
     ConfigError,
     NotFound,
     StateError,
+    TooManyAttempts,
     UsageError,
 )
 from castling.observe import events
 
-__all__ = ["BODY_MAX", "build_app"]
+__all__ = ["BODY_MAX", "ask", "build_app", "checked_names", "crashed", "endpoint", "status_of"]
 
 #: a castling.toml of the greatest length, quoted as JSON, fits
 BODY_MAX = 4 << 20
@@ -43,9 +44,11 @@ NODE_KEY = "castling.node"
 
 #: errors told of one that is not known: it, and what led to it
 _CAUSES_MAX = 10
+_BY_PLACE = {(each.method, each.path): each for each in ENDPOINTS}
 _TOKEN_ID = re.compile(r"[0-9a-f]{1,32}")
 _STATUS: tuple[tuple[type[CastlingError], int], ...] = (
     (UsageError, 400),
+    (TooManyAttempts, 429),
     (AccessDenied, 403),
     (NotFound, 404),
     (ConfigError, 422),
@@ -58,12 +61,12 @@ class _Unknown(AccessDenied):
     """Nobody the agent knows makes this request."""
 
 
-def build_app(services: Services) -> Starlette:
-    """The ASGI application of one agent."""
+def build_app(services: Services, beside: Sequence[Route] = ()) -> Starlette:
+    """The ASGI application of one agent. `beside`: paths of another face, which guards them itself."""
     paths = sorted({endpoint.path for endpoint in ENDPOINTS})
     routes = [Route(path, _Path(path, services)) for path in paths]
     return Starlette(
-        routes=routes,
+        routes=[*routes, *beside],
         exception_handlers={HTTPException: _no_route},
     )
 
@@ -86,28 +89,76 @@ class _Path:
             try:
                 response = await _answer(self._services, endpoint, request)
             except CastlingError as error:  # not even the note of who asked could be kept
-                response = _failure(error, _status(error))
+                response = _failure(error, status_of(error))
             except Exception as error:  # noqa: BLE001 - the outermost frame of a request
-                response = _crash(request, error)
+                response = _failure(crashed(request, error), 500)
         await response(scope, receive, send)
 
 
 async def _answer(services: Services, endpoint: Endpoint, request: Request) -> Response:
-    caller = Caller("nobody")
     try:
         caller = _caller(services, request)
-        _allow(endpoint, caller)
-        names = _names(request.path_params)
-        body = await _body(endpoint, request)
-        found = await endpoint.handler(services, Call(caller, names, dict(request.query_params), body))
-        _note(services, endpoint, request, caller, "done")
+        query = dict(request.query_params)
+        found = await _perform(
+            services, endpoint, caller, request.path_params, query, lambda: _body(endpoint, request)
+        )
         return _success(found)
     except CastlingError as error:
-        _note(services, endpoint, request, caller, error.code)
-        status = 401 if isinstance(error, _Unknown) else _status(error)
+        status = status_of(error)
         return _failure(error, status, {"www-authenticate": "Bearer"} if status == 401 else {})
     except ClientDisconnect:
         return Response(status_code=499)
+
+
+async def _perform(
+    services: Services,
+    endpoint: Endpoint,
+    caller: Caller,
+    params: dict[str, str],
+    query: dict[str, str],
+    body: Callable[[], Awaitable[Any]],
+) -> Any:
+    """What the endpoint's handler returns, if `caller` may; noted in the access log either way."""
+    try:
+        _allow(endpoint, caller)
+        call = Call(caller, checked_names(params), query, await body())
+        found = await endpoint.handler(services, call)
+    except CastlingError as error:
+        _note(services, endpoint, params, caller, error.code)
+        raise
+    _note(services, endpoint, params, caller, "done")
+    return found
+
+
+def endpoint(method: str, path: str) -> Endpoint:
+    """The entry of the table; the path with its braces."""
+    return _BY_PLACE[method, path]
+
+
+async def ask(
+    services: Services,
+    method: str,
+    path: str,
+    caller: Caller,
+    names: dict[str, str],
+    query: dict[str, str],
+    body: Any = None,
+) -> Any:
+    """The data that the path would answer `caller` with, for another face of the same use-cases.
+
+    Access, names and body are checked, and the call is noted, as if it came over the wire.
+    """
+    wanted = endpoint(method, path)
+
+    async def checked() -> Any:
+        try:
+            return None if wanted.body is None else msgspec.convert(body, wanted.body)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"that is not what this takes: {error}") from error
+
+    needed = {each: names[each] for each in re.findall(r"{(\w+)}", path)}
+    found = await _perform(services, wanted, caller, needed, query, checked)
+    return found.data if isinstance(found, Raw) else found
 
 
 def _caller(services: Services, request: Request) -> Caller:
@@ -138,7 +189,7 @@ def _allow(endpoint: Endpoint, caller: Caller) -> None:
     demand(caller, endpoint.access)
 
 
-def _names(params: dict[str, Any]) -> dict[str, str]:
+def checked_names(params: dict[str, Any]) -> dict[str, str]:
     """Names become file names: anything but a name is not found before it is used."""
     for key, value in params.items():
         pattern = _TOKEN_ID if key in ("token", "rehearsal", "audit") else NAME
@@ -164,10 +215,12 @@ async def _body(endpoint: Endpoint, request: Request) -> Any:
         raise UsageError(f"the body is not what this path takes: {error}") from error
 
 
-def _note(services: Services, endpoint: Endpoint, request: Request, caller: Caller, outcome: str) -> None:
+def _note(
+    services: Services, endpoint: Endpoint, params: dict[str, str], caller: Caller, outcome: str
+) -> None:
     """Who did what: every call that may change something and was not by an unknown caller."""
     if endpoint.method != "GET" and (caller.role is not None or caller.node is not None):
-        subject = ",".join(str(value) for value in request.path_params.values())[:100]
+        subject = ",".join(str(value) for value in params.values())[:100]
         services.store.add_access(str(caller), f"{endpoint.method} {endpoint.path}", subject, outcome)
 
 
@@ -189,7 +242,10 @@ def _json(said: dict[str, Any], status: int) -> Response:
     return Response(msgspec.json.encode(said), status, headers, media_type="application/json")
 
 
-def _status(error: CastlingError) -> int:
+def status_of(error: CastlingError) -> int:
+    """The HTTP status that an error is answered with."""
+    if isinstance(error, _Unknown):
+        return 401
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
@@ -200,8 +256,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
     )
 
 
-def _crash(request: Request, error: Exception) -> Response:
-    """The log gets the frames of all that led to it but no values: values may be secrets."""
+def crashed(request: Request, error: Exception) -> CastlingError:
+    """What to answer. The log gets the frames of all that led to it but no values: values may be secrets."""
     inside = list(_inside(error))
     events("agent").error(
         "agent.request_crashed",
@@ -212,7 +268,7 @@ def _crash(request: Request, error: Exception) -> Response:
     root = inside[-1]
     where = next((f" at {Path(each.filename).name}:{each.lineno}" for each in reversed(_frames(root))), "")
     told = f"the agent met an error it does not know ({type(root).__name__}{where}); see its log"
-    return _failure(CastlingError(told), 500)
+    return CastlingError(told)
 
 
 def _inside(error: BaseException) -> Iterator[BaseException]:

@@ -56,8 +56,8 @@ class Groups:
         tree = group_tree(config, group, ends, role=self._local.role(group), configured=primary)
         return {**tree, "node": self._local.name}
 
-    async def ready(self, group: str, lag_s: float) -> tuple[bool, Json]:
-        """Whether every stream runs with RPO and apply lag known and at most `lag_s`."""
+    async def ready(self, group: str, *, rpo_s: float, lag_s: float) -> tuple[bool, Json]:
+        """Whether every stream runs, with RPO and apply lag known and at most `rpo_s` and `lag_s`."""
         tree = await self.tree(group)
         reasons = []
         for stream in tree["streams"]:
@@ -66,13 +66,19 @@ class Groups:
             reasons += [
                 f"{stream['backup']}: {warning['message']}" for warning in stream.get("warnings") or ()
             ]
-            for figure in ("rpo_s", "apply_lag_s"):
+            for figure, most in (("rpo_s", rpo_s), ("apply_lag_s", lag_s)):
                 value = stream[figure]
                 if value is None:
                     reasons.append(f"{stream['backup']}: {figure} is unknown")
-                elif value > lag_s:
+                elif value > most:
                     reasons.append(f"{stream['backup']}: {figure} is {value:.1f}")
-        return not reasons, {"group": group, "ready": not reasons, "lag_s": lag_s, "reasons": reasons}
+        return not reasons, {
+            "group": group,
+            "ready": not reasons,
+            "rpo_s": rpo_s,
+            "lag_s": lag_s,
+            "reasons": reasons,
+        }
 
     async def check(self, group: str) -> Json:
         """What can't be replicated and why, by the node that captures. Changes nothing."""

@@ -19,6 +19,7 @@ import msgspec
 import castling
 from castling.control.access import AccessRole, Caller
 from castling.control.access_log import verify_file
+from castling.control.accounts import Accounts
 from castling.control.audit_group import AuditGroup
 from castling.control.audits import AuditRequest, RepairRequest
 from castling.control.deployment import Deployment
@@ -27,7 +28,8 @@ from castling.control.membership import Membership
 from castling.control.metrics import render
 from castling.control.nodes import LocalNode
 from castling.control.store import Store
-from castling.errors import UsageError
+from castling.control.watch import Watch
+from castling.errors import NotFound, UsageError
 
 __all__ = ["ENDPOINTS", "Access", "Call", "Endpoint", "Raw", "Services"]
 
@@ -51,6 +53,8 @@ class Services:
     audits: AuditGroup
     deployment: Deployment
     membership: Membership
+    accounts: Accounts
+    watch: Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,16 @@ class InviteBody(msgspec.Struct, forbid_unknown_fields=True):
 class TokenBody(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     role: str
+
+
+class UserBody(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    role: str
+    password: str
+
+
+class PasswordBody(msgspec.Struct, forbid_unknown_fields=True):
+    password: str
 
 
 class PlanBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -219,6 +233,12 @@ async def _metrics(services: Services, call: Call) -> Any:
     return Raw(text=text, media="text/plain; version=0.0.4; charset=utf-8")
 
 
+async def _openapi(services: Services, call: Call) -> Any:
+    from castling.control.openapi import document  # it is made from this table
+
+    return Raw(text=msgspec.json.encode(document()))
+
+
 async def _tokens(services: Services, call: Call) -> Any:
     return services.membership.tokens()
 
@@ -229,6 +249,22 @@ async def _create_token(services: Services, call: Call) -> Any:
 
 async def _revoke_token(services: Services, call: Call) -> Any:
     return services.membership.revoke_token(call.names["token"])
+
+
+async def _users(services: Services, call: Call) -> Any:
+    return services.accounts.users()
+
+
+async def _add_user(services: Services, call: Call) -> Any:
+    return await services.accounts.add(call.body.name, call.body.role, call.body.password)
+
+
+async def _set_password(services: Services, call: Call) -> Any:
+    return await services.accounts.set_password(call.names["user"], call.body.password)
+
+
+async def _remove_user(services: Services, call: Call) -> Any:
+    return services.accounts.remove(call.names["user"])
 
 
 async def _nodes(services: Services, call: Call) -> Any:
@@ -264,8 +300,25 @@ async def _group(services: Services, call: Call) -> Any:
 
 
 async def _group_ready(services: Services, call: Call) -> Any:
-    ready, data = await services.groups.ready(call.names["group"], call.number("lag_s", 30, 0, 1e9))
+    lag_s = call.number("lag_s", 30, 0, 1e9)
+    ready, data = await services.groups.ready(
+        call.names["group"], rpo_s=call.number("rpo_s", lag_s, 0, 1e9), lag_s=lag_s
+    )
     return Raw(200 if ready else 503, data)
+
+
+async def _figures(services: Services, call: Call) -> Any:
+    tree = await services.groups.tree(call.names["group"])  # NotFound where there is no such group
+    backup = call.query.get("backup") or tree["backups"][0]
+    if backup not in tree["backups"]:
+        raise NotFound(f"{backup[:40]!r} is not a backup of group {tree['group']}")
+    past = services.watch.past(tree["group"], backup, call.number("hours", 1, 0.01, 24))
+    return {
+        "group": tree["group"],
+        "backup": backup,
+        **past,
+        "rates": services.watch.rates(tree["group"], backup),
+    }
 
 
 async def _check(services: Services, call: Call) -> Any:
@@ -455,12 +508,17 @@ ENDPOINTS = (
     Endpoint("GET", "/health/live", Access.PUBLIC, _live),
     Endpoint("GET", "/health/ready", Access.PUBLIC, _ready),
     Endpoint("GET", "/metrics", _VIEWER, _metrics),
+    Endpoint("GET", "/openapi.json", _VIEWER, _openapi),
     Endpoint("GET", "/v1/ca", Access.PUBLIC, _ca),
     Endpoint("POST", "/v1/join", Access.PUBLIC, _join, JoinBody),
     Endpoint("GET", "/v1/version", _VIEWER, _version),
     Endpoint("GET", "/v1/tokens", _ADMIN, _tokens),
     Endpoint("POST", "/v1/tokens", _ADMIN, _create_token, TokenBody),
     Endpoint("DELETE", "/v1/tokens/{token}", _ADMIN, _revoke_token),
+    Endpoint("GET", "/v1/users", _ADMIN, _users),
+    Endpoint("POST", "/v1/users", _ADMIN, _add_user, UserBody),
+    Endpoint("POST", "/v1/users/{user}/password", _ADMIN, _set_password, PasswordBody),
+    Endpoint("DELETE", "/v1/users/{user}", _ADMIN, _remove_user),
     Endpoint("GET", "/v1/nodes", _VIEWER, _nodes),
     Endpoint("POST", "/v1/invites", _ADMIN, _invite, InviteBody),
     Endpoint("GET", "/v1/config", _VIEWER, _config),
@@ -470,6 +528,8 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/groups", _VIEWER, _groups),
     Endpoint("GET", "/v1/groups/{group}", _VIEWER, _group),
     Endpoint("GET", "/v1/groups/{group}/ready", _VIEWER, _group_ready),
+    Endpoint("GET", "/groups/{group}/ready", _VIEWER, _group_ready),
+    Endpoint("GET", "/v1/groups/{group}/figures", _VIEWER, _figures),
     Endpoint("POST", "/v1/groups/{group}/check", _OPERATOR, _check),
     Endpoint("POST", "/v1/groups/{group}/compare-schema", _OPERATOR, _compare_schema),
     Endpoint("POST", "/v1/groups/{group}/copy-unlogged", _ADMIN, _copy_unlogged),

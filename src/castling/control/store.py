@@ -95,6 +95,22 @@ MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
     ) STRICT;
     CREATE INDEX audit_finding_open ON audit_finding (grp, backup, state);
     """,
+    """
+    CREATE TABLE user (
+        name TEXT PRIMARY KEY, role TEXT NOT NULL, salt BLOB NOT NULL, digest BLOB NOT NULL,
+        created_ns INTEGER NOT NULL, changed_ns INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE session (
+        digest BLOB PRIMARY KEY, user TEXT, token TEXT, created_ns INTEGER NOT NULL, seen_ns INTEGER NOT NULL,
+        CHECK ((user IS NULL) <> (token IS NULL))
+    ) STRICT;
+    CREATE TABLE figure (
+        grp TEXT NOT NULL, backup TEXT NOT NULL, at_ns INTEGER NOT NULL, rpo_s REAL, apply_lag_s REAL,
+        captured INTEGER, hardened INTEGER, applied INTEGER, released INTEGER, backlog_bytes INTEGER,
+        journal_bytes INTEGER, PRIMARY KEY (grp, backup, at_ns)
+    ) STRICT;
+    CREATE INDEX figure_at ON figure (at_ns);
+    """,
 )
 
 

@@ -82,6 +82,8 @@ class ReceiveEnd:
         self._looked_s = float("-inf")
         self._applied_mark: Mark | None = None
         self._applied_s = float("-inf")
+        #: up to where the journal may forget, as it was last looked at
+        self._released: str | None = None
         self.receiver = Receiver(
             host,
             listen,
@@ -227,6 +229,7 @@ class ReceiveEnd:
             released = self._marks.read("released")
             if released is None or self.stream_state.seed is not SeedState.SEEDED:
                 continue
+            self._released = str(released.position)
             keyframe = self._reader.keyframe_at_or_before(released.offset)
             self.journal.release(
                 released.position,
@@ -248,7 +251,7 @@ class ReceiveEnd:
         free = self._free_bytes()
         min_free = self._settings.retention.min_free
         return {
-            "positions": {"hardened": str(hardened.position)},
+            "positions": {"hardened": str(hardened.position), "released": self._released},
             "offsets": {"hardened": hardened.offset},
             "stream": self._state(),
             "link": self.receiver.report(),
