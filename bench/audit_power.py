@@ -21,10 +21,10 @@ import psycopg
 
 from castling.config import load
 from castling.kinds import load as load_kind
-from castling.kinds.base import Auditor, Discrepancy, Stream
+from castling.kinds.base import Auditor, Compared, Discrepancy, Stream
 from castling.testing.cluster import GROUP, Cluster
 from castling.testing.compare import compare
-from castling.testing.damage import CLASSES, SCHEMA, definitions, judge, keep_writing
+from castling.testing.damage import CLASSES, SCHEMA, definitions, judge, keep_writing, keep_writing_oddly
 
 
 class _Free:
@@ -79,15 +79,58 @@ def _measure(cluster: Cluster, pieces: int) -> bool:
     return is_good
 
 
+def _soak(cluster: Cluster, seconds: float) -> bool:
+    """Healthy ends, audited again and again under load: whatever is found is imagined."""
+    config = load(cluster.homes["east"] / "deployed.toml")
+    auditor = load_kind("postgres").auditor(Stream(GROUP, "west", config.groups[GROUP], config))
+    audits = compared = unknown = rows = 0
+    imagined: list[Discrepancy] = []
+    pauses: list[float] = []
+
+    async def one() -> list[Compared]:
+        async with auditor.at_one_position() as view:
+            found = [await view.compare(part.part, _Free()) for part in await auditor.parts()]
+            pauses.append(view.paused_s() or 0.0)
+        return found + [each for rule in auditor.rules[1:] for each in await auditor.look(rule)]
+
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        found = asyncio.run(one())
+        audits, compared = audits + 1, compared + len(found)
+        unknown += sum(bool(each.problem) for each in found)
+        rows += sum(each.rows_source or 0 for each in found)
+        imagined += [one for each in found for one in each.found]
+    pauses.sort()
+    told = ", ".join(f"{1000 * pauses[int(len(pauses) * at)]:.0f}" for at in (0.5, 0.99))
+    print(
+        f"{audits} audits, {compared} comparisons, {rows} rows: {len(imagined)} imagined, {unknown} unknown"
+    )
+    print(f"apply stood still, ms (p50, p99, max): {told}, {1000 * pauses[-1]:.0f}")
+    for each in imagined:
+        print(each)
+    return not imagined
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pieces", type=int, default=50)
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="no damage: what is found is imagined")
     chosen = parser.parse_args()
-    with Cluster(direct=True, group={"lanes": 2}) as cluster:
+    with Cluster(
+        direct=True, group={"lanes": 3}, server_settings={"max_prepared_transactions": "10"}
+    ) as cluster:
         with psycopg.connect(cluster.dsn("east"), autocommit=True) as source:
             source.execute(SCHEMA.encode())
             source.execute(definitions(chosen.pieces).encode())
         cluster.start_group(within_s=900)
+        if chosen.soak is not None:
+            with (
+                keep_writing(cluster.dsn("east"), 4, 0.004) as written,
+                keep_writing_oddly(cluster.dsn("east")),
+            ):
+                is_good = _soak(cluster, chosen.soak)
+                print(f"transactions of the load meanwhile: {written()}")
+            return 0 if is_good else 1
         with keep_writing(cluster.dsn("east")) as written:
             is_good = _measure(cluster, chosen.pieces)
             print(f"\ntransactions of the load meanwhile: {written()}")

@@ -16,7 +16,17 @@ from typing import Any
 
 import psycopg
 
-__all__ = ["CLASSES", "SCHEMA", "Damage", "Expected", "Judged", "definitions", "judge", "keep_writing"]
+__all__ = [
+    "CLASSES",
+    "SCHEMA",
+    "Damage",
+    "Expected",
+    "Judged",
+    "definitions",
+    "judge",
+    "keep_writing",
+    "keep_writing_oddly",
+]
 
 #: rows of each table in which damage is done; writers leave keys below this alone
 QUIET_ROWS = 2000
@@ -44,6 +54,7 @@ SCHEMA = f"""
     INSERT INTO "Odd.name" SELECT md5(i::text)::uuid, i::text FROM generate_series(1, 200) i;
     CREATE TABLE work (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text, n int NOT NULL DEFAULT 0);
     INSERT INTO work (v) SELECT 'w' || i FROM generate_series(1, 2000) i;
+    CREATE TABLE cleared (id int PRIMARY KEY, v text);
     CREATE TABLE acked (client int, n bigint, PRIMARY KEY (client, n));
     CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
 """
@@ -253,3 +264,64 @@ def keep_writing(dsn: str, writers: int = 2, pause_s: float = 0.01) -> Iterator[
         stop.set()
         for thread in threads:
             thread.join()
+
+
+@contextlib.contextmanager
+def keep_writing_oddly(dsn: str) -> Iterator[None]:
+    """What makes positions hard, beside `keep_writing`: TRUNCATE, prepared transactions, subtransactions that
+    are rolled back, large transactions, values that are TOASTed. The server must allow prepared
+    transactions."""
+    stop = threading.Event()
+
+    def write() -> None:
+        chance = random.Random(5)
+        number = 0
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            while not stop.wait(0.05):
+                number += 1
+                chance.choice(_ODD)(connection, number)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _truncate(connection: psycopg.Connection[Any], number: int) -> None:
+    if number % 5 == 0:
+        connection.execute("TRUNCATE cleared")
+
+
+def _roll_back_inside(connection: psycopg.Connection[Any], number: int) -> None:
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO cleared SELECT i, 'x' FROM generate_series(%s::int, %s::int) i"
+            " ON CONFLICT DO NOTHING",
+            (number, number + 9),
+        )
+        with connection.transaction() as inner:
+            connection.execute("INSERT INTO heap VALUES ('rolled back', 1)")
+            raise psycopg.Rollback(inner)
+
+
+def _prepare(connection: psycopg.Connection[Any], number: int) -> None:
+    connection.execute("BEGIN")
+    connection.execute("INSERT INTO heap VALUES ('prepared', %s)", (number,))
+    connection.execute("UPDATE work SET n = n + 1 WHERE id = %s", (number % 2000,))
+    connection.execute(f"PREPARE TRANSACTION 'odd {number}'".encode())
+    connection.execute("SELECT pg_sleep(0.02)")
+    connection.execute(f"COMMIT PREPARED 'odd {number}'".encode())
+
+
+def _all_at_once(connection: psycopg.Connection[Any], number: int) -> None:
+    connection.execute("UPDATE things SET note = note || 'q' WHERE id > %s", (QUIET_ROWS,))
+
+
+def _toasted(connection: psycopg.Connection[Any], number: int) -> None:
+    connection.execute("UPDATE large SET body = body || 'z' WHERE id = %s", (number % 200 + 1,))
+
+
+_ODD = (_truncate, _roll_back_inside, _prepare, _all_at_once, _toasted)
