@@ -10,7 +10,8 @@
     ├── TargetError       30-39   the system that is written
     ├── JournalError      40-44   the journal on disk
     ├── LinkError         45-49   the link between nodes
-    └── RoleError         50-59   roles, epochs, fencing
+    ├── RoleError         50-59   roles, epochs, fencing
+    └── ProcedureError    60-69   procedures and their steps
 
 The docstring of a class is its default message; `code` is stable and documented
 (docs/reference/errors.md is generated from this file); `exit_code` says whose fault
@@ -411,6 +412,53 @@ class LinkProtocol(LinkError):
 
     code = "link-protocol"
     exit_code = 49
+
+
+# --- procedures -------------------------------------------------------------------------------
+
+
+class ProcedureError(CastlingError):
+    """The procedure can't do that."""
+
+    code = "procedure-error"
+    exit_code = 60
+
+
+class NotNow(ProcedureError):
+    """The run is not in a state in which that can be done."""
+
+    code = "not-now"
+    exit_code = 61
+
+
+class StepFailed(ProcedureError):
+    """A step of the procedure failed, or was not done in its time."""
+
+    code = "step-failed"
+    exit_code = 62
+
+
+class NotDone(ProcedureError):
+    """A step is not done yet; it is looked at again until its time is over."""
+
+    code = "not-done"
+    exit_code = 63
+    retryable = True
+
+
+class SwitchRefused(ProcedureError):
+    """The preflight found what has to be mended, or overridden for this one run, before anything moves."""
+
+    code = "switch-refused"
+    exit_code = 64
+
+
+class SwitchBusy(ProcedureError):
+    """A run concerns the same application or group and is not over, or failed and nobody has acknowledged
+    it."""
+
+    code = "switch-busy"
+    exit_code = 65
 
 
 # --- roles ------------------------------------------------------------------------------------

@@ -47,7 +47,8 @@ _ERRORS_HEAD = """\
 
 The exit code says whose fault it is: 0 fine, 1 unexpected, 2 the call, 3 something was
 found, 4 and 5 an audit had to wait or was stopped, 10-19 configuration and local state,
-20-29 source, 30-39 target, 40-44 journal, 45-49 link, 50-59 roles, 130 interrupted.
+20-29 source, 30-39 target, 40-44 journal, 45-49 link, 50-59 roles, 60-69 procedures,
+130 interrupted.
 *Retryable*: the same call may succeed later without anybody acting; what runs tries again
 by itself.
 """
@@ -176,6 +177,8 @@ def _settings() -> Iterator[str]:
         ("groups.GROUP.retention", settings.RetentionSettings),
         ("groups.GROUP.link", settings.LinkSettings),
         ("groups.GROUP.seed", settings.SeedSettings),
+        ("groups.GROUP.spool", settings.SpoolSettings),
+        ("applications.APPLICATION", settings.ApplicationSettings),
     ):
         yield f"\n## [{path}]\n\n{inspect.getdoc(wanted)}\n"
         yield "| key | type | default | what |\n| --- | --- | --- | --- |"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from castling.config.reading import load, parse
 from castling.config.settings import (
+    ApplicationSettings,
     Config,
     DatabaseSettings,
     GroupSettings,
@@ -21,6 +22,7 @@ from castling.config.settings import (
 )
 
 __all__ = [
+    "ApplicationSettings",
     "Config",
     "DatabaseSettings",
     "GroupSettings",

@@ -8,14 +8,23 @@ from collections.abc import Iterator
 
 from castling.config.names import EVERY, split_name, sql_problem
 from castling.config.places import Path
-from castling.config.settings import Config, DatabaseSettings, GroupSettings, NodeSettings
+from castling.config.settings import (
+    ApplicationSettings,
+    Config,
+    DatabaseSettings,
+    GroupSettings,
+    NodeSettings,
+)
 from castling.config.window import window_problem
 
-__all__ = ["NAME", "address_problem", "is_loopback", "problems"]
+__all__ = ["NAME", "SCRIPTS", "address_problem", "is_loopback", "problems"]
 
 #: names of installations, nodes and groups: they become folder, slot and certificate names
 NAME = re.compile(r"[a-z0-9_-]{1,40}")
 _NAME_TOLD = "a name has 1 to 40 of a-z, 0-9, _ and -"
+#: the user's scripts that are steps of their own; those around a step are named after it
+SCRIPTS = ("stop-application", "move-users", "start-application")
+SCRIPT = re.compile(rf"{'|'.join(SCRIPTS)}|(?:before|after):[a-z-]{{1,40}}")
 _PATTERN = re.compile(r"[^.\s]+\.[^.\s]+")
 
 Problem = tuple[Path, str]
@@ -39,6 +48,7 @@ def problems(config: Config) -> list[Problem]:
         found += _renames(name, group)
         found += _narrowing(name, group)
         found += _audit(name, group)
+    found += _applications(config)
     if not found:
         found += _listeners(config)
     return found
@@ -64,7 +74,8 @@ def is_loopback(address: str) -> bool:
 def _names(config: Config) -> Iterator[Problem]:
     if not NAME.fullmatch(config.installation.name):
         yield ("installation", "name"), _NAME_TOLD
-    for part, names in (("nodes", config.nodes), ("groups", config.groups)):
+    named = (("nodes", config.nodes), ("groups", config.groups), ("applications", config.applications))
+    for part, names in named:
         for name in names:
             if not NAME.fullmatch(name):
                 yield (part, name), _NAME_TOLD
@@ -97,6 +108,42 @@ def _members(config: Config, name: str, group: GroupSettings) -> Iterator[Proble
     members = {group.primary, *group.backups}
     if group.capture_on is not None and group.capture_on not in members:
         yield (*at, "capture_on"), f"must be a node of the group: {', '.join(sorted(members))}"
+
+
+def _applications(config: Config) -> Iterator[Problem]:
+    """Each group belongs to at most one application, and all groups of one live on the same nodes."""
+    taken: dict[str, str] = {}
+    for name, application in config.applications.items():
+        at = ("applications", name)
+        if not application.groups:
+            yield (*at, "groups"), "an application has at least one group"
+        nodes: set[frozenset[str]] = set()
+        for group in application.groups:
+            if group not in config.groups:
+                known = ", ".join(sorted(config.groups)) or "none"
+                yield (*at, "groups"), f"there is no group {group!r}; groups: {known}"
+                continue
+            if taken.setdefault(group, name) != name or application.groups.count(group) > 1:
+                yield (*at, "groups"), f"group {group} is named twice; it belongs to one application"
+            settings = config.groups[group]
+            nodes.add(frozenset((settings.primary, *settings.backups)))
+        if len(nodes) > 1:
+            yield (*at, "groups"), "groups that switch together have the same nodes"
+        if name in config.groups and application.groups != [name]:
+            yield at, f"there is a group {name}; an application of that name has that group alone"
+        yield from _scripts(name, application)
+
+
+def _scripts(name: str, application: ApplicationSettings) -> Iterator[Problem]:
+    for script, path in application.scripts.items():
+        at = ("applications", name, "scripts", script)
+        if not SCRIPT.fullmatch(script):
+            yield at, f"scripts are {', '.join(SCRIPTS)}, before:STEP and after:STEP"
+        if path != "not needed" and not path.startswith("/"):
+            yield at, 'is an absolute path, or "not needed"'
+    for key in ("script_limit", "lag_limit", "audit_age", "clock_limit"):
+        if getattr(application, key) <= 0:
+            yield ("applications", name, key), "must be more than 0"
 
 
 def _databases(name: str, group: GroupSettings) -> Iterator[Problem]:

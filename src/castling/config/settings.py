@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 __all__ = [
+    "ApplicationSettings",
     "AuditSettings",
     "Config",
     "DatabaseSettings",
@@ -252,6 +253,28 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     audit: AuditSettings = AuditSettings()
 
 
+class ApplicationSettings(_Settings, frozen=True, kw_only=True):
+    """Groups that switch together, and the user's own scripts. A group of none is an application by
+    itself."""
+
+    #: the groups, in the order in which they are switched; all have the same nodes
+    groups: list[str]
+    #: the user's scripts, absolute paths of programs on the nodes that they are for, or `"not needed"`:
+    #: `stop-application`, `move-users`, `start-application`, and `"before:STEP"` or `"after:STEP"` of any
+    #: step
+    scripts: dict[str, str] = msgspec.field(default_factory=dict)
+    #: how long each script may take
+    script_limit: Seconds = 300.0
+    #: a planned switch is refused while a stream lags more than this
+    lag_limit: Seconds = 10.0
+    #: a planned switch is refused when the last full audit is older than this
+    audit_age: Seconds = 7 * 86400.0
+    #: a planned switch is refused when a node's disk has less than this free
+    min_free: Size = 1 << 30
+    #: a planned switch is refused when the clocks of the nodes differ by more than this
+    clock_limit: Seconds = 2.0
+
+
 class Config(_Settings, frozen=True, kw_only=True):
     """A whole castling.toml."""
 
@@ -261,3 +284,5 @@ class Config(_Settings, frozen=True, kw_only=True):
     nodes: dict[str, NodeSettings]
     #: the groups, by name
     groups: dict[str, GroupSettings] = msgspec.field(default_factory=dict)
+    #: what is switched together, by name
+    applications: dict[str, ApplicationSettings] = msgspec.field(default_factory=dict)

@@ -1,8 +1,8 @@
 """The agent's memory: one SQLite file, written by the agent alone.
 
 What must survive a restart of the agent and is not a file of its own: hashes of
-tokens and invitations, nodes that joined, deployments, which groups should run, recent
-events, and who did what. Calls are short and local, so they are made on the event
+tokens and invitations, nodes that joined, deployments, which groups should run, runs of
+procedures, recent events, and who did what. Calls are short and local, so they are made on the event
 loop. Times are wall-clock nanoseconds.
 """
 
@@ -21,6 +21,7 @@ import msgspec
 from castling.control import access_log
 from castling.control.access import AccessRole, Caller, Kept, new_secret, new_token, split_token
 from castling.errors import NotFound, StateError, StateUnsaved
+from castling.switch.run import Run
 
 __all__ = ["Store"]
 
@@ -110,6 +111,12 @@ MIGRATIONS: tuple[str | Callable[[sqlite3.Connection], None], ...] = (
         journal_bytes INTEGER, PRIMARY KEY (grp, backup, at_ns)
     ) STRICT;
     CREATE INDEX figure_at ON figure (at_ns);
+    """,
+    """
+    CREATE TABLE run (
+        id TEXT PRIMARY KEY, application TEXT NOT NULL, procedure TEXT NOT NULL, is_over INTEGER NOT NULL,
+        created_ns INTEGER NOT NULL, state TEXT NOT NULL
+    ) STRICT;
     """,
 )
 
@@ -276,6 +283,42 @@ class Store:
     def forget_desired(self, group: str) -> None:
         with self.write() as db:
             db.execute("DELETE FROM desired WHERE grp = ?", (group,))
+
+    # --- runs of procedures -------------------------------------------------------------------
+
+    def put_run(self, run: Run) -> None:
+        with self.write() as db:
+            db.execute(
+                "INSERT INTO run VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET is_over = excluded.is_over, state = excluded.state",
+                (
+                    run.id,
+                    run.application,
+                    run.procedure,
+                    not run.blocks,
+                    run.created_ns,
+                    msgspec.json.encode(run).decode(),
+                ),
+            )
+
+    def run(self, identity: str) -> Run:
+        rows = self.rows("SELECT state FROM run WHERE id = ?", identity)
+        if not rows:
+            raise NotFound(f"there is no run {identity!r}", hint="`castling switch history` lists them")
+        return msgspec.json.decode(rows[0]["state"], type=Run)
+
+    def runs(self, limit: int) -> list[Run]:
+        """The newest `limit`, newest first."""
+        rows = self.rows("SELECT state FROM run ORDER BY created_ns DESC, id DESC LIMIT ?", limit)
+        return [msgspec.json.decode(row["state"], type=Run) for row in rows]
+
+    def blocking_runs(self) -> list[Run]:
+        """Those that are not over, and those that failed and that nobody has acknowledged; oldest first."""
+        rows = self.rows("SELECT state FROM run WHERE is_over = 0 ORDER BY created_ns, id")
+        return [msgspec.json.decode(row["state"], type=Run) for row in rows]
+
+    def unfinished_runs(self) -> list[Run]:
+        return [run for run in self.blocking_runs() if not run.ended]
 
     # --- what happened ------------------------------------------------------------------------
 
