@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+FOLDER ?= screenshots
 HOT    := $(addprefix src/castling/kinds/postgres/,messages.py changes.py copying.py copystream.py decoder.py drafts.py spool.py)
 SEEDS  ?= 10000
 START  ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo test lint sim test-faults test-scale test-mutants bench-postgres bench-apply bench-audit audit-power docs lock clean
+.PHONY: help setup servers demo test lint sim test-faults test-scale test-mutants bench-postgres bench-apply bench-audit audit-power docs screenshots lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -66,6 +67,9 @@ bench-audit: setup ## audits beside md5(t::text) of both ends, in turn (ARGS="--
 
 audit-power: setup ## fifty pieces of each class of damage under load: found, imagined, repaired (ARGS="--pieces 50")
 	$(BIN)/python bench/audit_power.py $(ARGS)
+
+screenshots: setup servers ## every page of the portal, two sizes, light and dark (FOLDER=screenshots)
+	$(BIN)/python tests/browser/screenshots.py $(FOLDER)
 
 docs: setup ## write the generated pages of docs/reference
 	$(BIN)/python -m castling.cli.reference

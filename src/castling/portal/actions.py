@@ -101,11 +101,19 @@ def _plain(*lines: tuple[str, str]) -> Callable[[Asker], Awaitable[list[tuple[st
     return explain
 
 
-def _on_group(name: str, title: str, button: str, path: str, *lines: tuple[str, str], **more: Any) -> Action:
+def _on_group(
+    name: str,
+    title: str,
+    button: str,
+    path: str,
+    *lines: tuple[str, str],
+    to: str = "/groups/{group}",
+    **more: Any,
+) -> Action:
     return Action(
         name=name,
         path=f"/groups/{{group}}/do/{name}",
-        back="/groups/{group}",
+        back=to,
         section="overview",
         title=title,
         button=button,
@@ -212,6 +220,35 @@ ACTIONS = (
         ("Protection", "Until it is complete there is no backup."),
         is_grave=True,
     ),
+    _on_group(
+        "audit",
+        "Audit {group}",
+        "Audit everything",
+        "audits",
+        ("What happens", "Both ends are compared at exactly one position, row by row. Nothing is changed."),
+        ("Clients", "Notice nothing; apply stands still for milliseconds, within the limits of load."),
+        body=lambda fields: {"scope": "all"},
+        to="/audits",
+    ),
+    _on_group(
+        "audit-stop",
+        "Stop the audit of {group}",
+        "Stop it",
+        "audits/stop",
+        ("What happens", "The audit ends; what it has compared stays known."),
+        to="/audits",
+    ),
+    _on_group(
+        "audit-repair",
+        "Repair what differs in {group}",
+        "Repair all open findings",
+        "audits/repair",
+        ("What happens", "Every open finding is mended on the backup, then its part is audited again."),
+        ("Look first", "The findings, with the rows of both ends, stand on the page of the audits."),
+        body=lambda fields: {},
+        is_grave=True,
+        to="/audits",
+    ),
     Action(
         name="add-user",
         path="/settings/do/add-user",
@@ -267,6 +304,9 @@ _DONE = {
     "hold.done": "Asked for: the table is put on hold.",
     "release.done": "Asked for: the table is released.",
     "resync.done": "Asked for: the table is copied anew.",
+    "audit.done": "The audit has begun.",
+    "audit-stop.done": "It was told to stop.",
+    "audit-repair.done": "Repaired, and audited again: see what is still open.",
     "add-user.added": "Added.",
     "remove-user.removed": "Removed.",
     "revoke-token.revoked": "Revoked.",

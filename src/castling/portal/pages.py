@@ -14,7 +14,7 @@ from castling.control.access import AccessRole, Caller
 from castling.control.api import ask
 from castling.control.routes import Services
 from castling.control.watch import Look, backlog_bytes
-from castling.errors import NotInitialised
+from castling.errors import CastlingError, NotInitialised
 from castling.portal.graph import plot
 from castling.portal.topology import draw
 
@@ -169,6 +169,23 @@ def _graphs(ask: Asker, data: Json) -> Json:
     return {"graphs": graphs, "backlog": backlog_bytes, "choices": HOURS}
 
 
+async def _audits(ask: Asker) -> Json:
+    """Of every group; one whose node does not answer is told with its error."""
+    groups: list[Json] = []
+    for tree in await ask.trees():
+        inner = Asker(ask.services, ask.caller, {"group": tree["group"]}, {})
+        said: Json = {"group": tree["group"], "latest": [], "audits": [], "findings": None, "error": None}
+        try:
+            said |= await inner.get("/v1/groups/{group}/audits", limit="50")
+            if ask.may_operate:  # findings hold values of rows
+                said |= await inner.get("/v1/groups/{group}/audits/findings")
+        except CastlingError as error:
+            said["error"] = error.as_json()
+        said["is_running"] = any(each["state"] == "running" for each in said["audits"])
+        groups.append(said)
+    return {"groups": groups}
+
+
 async def _events(ask: Asker) -> Json:
     name = ask.query.get("about", "").strip()[:80]
     found = await ask.get("/v1/events", limit="500")
@@ -199,6 +216,7 @@ async def _settings(ask: Asker) -> Json:
 PAGES = (
     Page("/", "overview.html", "overview", "Overview", _overview, _pictures),
     Page("/groups/{group}", "group.html", "overview", "Group", _group, _graphs),
+    Page("/audits", "audits.html", "audits", "Audits", _audits),
     Page("/events", "events.html", "events", "Events", _events),
     Page("/settings", "settings.html", "settings", "Settings", _settings, live=False),
 )
