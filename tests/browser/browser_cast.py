@@ -1,7 +1,7 @@
 """A real Chromium before a real installation: what the tests and the screenshots of the portal share.
 
 Chromium is Debian's package, driven by Playwright, which downloads nothing. The certificate of a test's node
-Chromium is Debian's package, driven by Playwright, which downloads nothing. The certificate of a node
+comes from a CA that no browser knows, so it is not verified here; that agents show it is tested elsewhere.
 """
 
 from __future__ import annotations
