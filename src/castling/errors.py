@@ -461,6 +461,14 @@ class SwitchBusy(ProcedureError):
     exit_code = 65
 
 
+class PoolerFailed(ProcedureError):
+    """The pooler in front of the database does not do what a procedure asks of it."""
+
+    code = "pooler-failed"
+    exit_code = 66
+    retryable = True
+
+
 # --- roles ------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from castling.control.doors import ControlDoors
+from castling.control.switches import Switches
 from castling.errors import CastlingError, StepFailed
 from castling.switch.run import Run
+from castling.switch.runner import Runner
 
 Json = dict[str, Any]
 
@@ -206,6 +209,12 @@ class Keeper:
 
     def unfinished_runs(self) -> list[Run]:
         return [run for run in self.runs.values() if not run.ended]
+
+
+def switches(local: Any, store: Any, groups: Any, reach: Any) -> Switches:
+    """The use-cases of procedures over what a test has of a control plane."""
+    doors = ControlDoors(local, reach, groups)
+    return Switches(local, store, doors, Runner(store, doors), reach)
 
 
 def refusal(message: str = "it does not work") -> StepFailed:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from tests.unit.switch_cast import switches
 
 from castling.control.access import AccessRole
 from castling.control.accounts import Accounts
@@ -89,6 +90,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
             local=local,
             store=store,
             groups=groups,
+            switches=switches(local, store, groups, reach),
             audits=AuditGroup(groups.captures, groups.tree),
             deployment=Deployment(local, store, reach, changing),
             membership=Membership(home, local, store, lambda: "127.0.0.1:7430", time.time_ns),
@@ -118,6 +120,8 @@ def concrete(path: str) -> str:
         .replace("{token}", "00")
         .replace("{rehearsal}", "00")
         .replace("{user}", "ann")
+        .replace("{run}", "r1")
+        .replace("{application}", "shop")
     )
 
 

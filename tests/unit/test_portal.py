@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette.applications import Starlette
+from tests.unit.switch_cast import switches
 
 from castling.control.access import AccessRole
 from castling.control.accounts import Accounts
@@ -102,6 +103,7 @@ async def portal(tmp_path: Path) -> AsyncIterator[Portal]:
             local=local,
             store=store,
             groups=groups,
+            switches=switches(local, store, groups, reach),
             audits=AuditGroup(groups.captures, groups.tree),
             deployment=Deployment(local, store, reach, changing),
             membership=Membership(home, local, store, lambda: "127.0.0.1:7430", time.time_ns),

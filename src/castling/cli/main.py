@@ -35,6 +35,7 @@ _MODULES = {
     "rehearsal": ("rehearsal",),
     "audit": ("audit",),
     "journal": ("journal",),
+    "switch": ("switch",),
     "diagnose": ("diagnose",),
     "demo": ("demo",),
 }

@@ -174,6 +174,7 @@ def _settings() -> Iterator[str]:
         ("nodes.NODE", settings.NodeSettings),
         ("groups.GROUP", settings.GroupSettings),
         ("groups.GROUP.databases.NODE", settings.DatabaseSettings),
+        ("groups.GROUP.pooler.NODE", settings.PoolerSettings),
         ("groups.GROUP.retention", settings.RetentionSettings),
         ("groups.GROUP.link", settings.LinkSettings),
         ("groups.GROUP.seed", settings.SeedSettings),

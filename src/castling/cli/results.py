@@ -248,7 +248,84 @@ _PARTS = (
     ("parts[].result", "asked, already_asked, already_held, already_releasing, already_copying or not_held"),
 )
 
+_RUN_LINE = (
+    ("run", "its id"),
+    ("application", "what it concerns"),
+    ("procedure", "id of the procedure"),
+    ("title", "its title"),
+    (
+        "status",
+        "active, waiting, rolling-back, failed, completed, completed-with-errors, rolled-back or aborted",
+    ),
+    ("acknowledged_by", "who has said that its failure was seen, or empty"),
+    ("blocks", "true: no other run of this procedure may start before this one is over or acknowledged"),
+    ("asks", "what it waits for, or empty"),
+    ("old", "the primary before"),
+    ("new", "the primary after"),
+    ("coordinator", "node that the run lives on"),
+    ("by", "who started it"),
+    ("created_ns", "when, ns since 1970"),
+    ("ended_ns", "when it ended; null: it has not"),
+    ("duration_s", "from start to end, seconds; null: not over"),
+    ("pause_s", "the longest that a client may have been kept from writing, seconds; null: not measured"),
+    ("rto_s", "from start until the new primary was open, seconds; null: it was not"),
+    ("rpo_s", "what was lost, seconds of commits: 0 where equality was proven; null: not known"),
+)
+_RUN = (
+    *_RUN_LINE,
+    ("groups", "its groups in order"),
+    ("epochs", "by group, the epoch of the new primary"),
+    ("aborted_by", "who aborted it, or empty"),
+    ("overrides", "gates that were passed over"),
+    ("findings", "what the preflight found: gate, severity, object, message, hint, overridable each"),
+    ("steps", "its steps, one entry for each group"),
+    ("steps[].number", "number"),
+    ("steps[].name", "name"),
+    ("steps[].title", "what it does"),
+    ("steps[].group", "of which group; null: of the application"),
+    ("steps[].nodes", "where it is done"),
+    ("steps[].state", "pending, waiting, active, done, failed, overridden, skipped or rolled-back"),
+    ("steps[].attempts", "how often it was begun"),
+    ("steps[].began_ns", "when it began, ns since 1970, or null"),
+    ("steps[].ended_ns", "when it ended, or null"),
+    ("steps[].duration_s", "seconds, or null"),
+    ("steps[].overridable", "true: a person may go on without it"),
+    ("steps[].approved_by", "who approved it, or empty"),
+    ("steps[].overridden_by", "who went on without it, or empty"),
+    ("steps[].reason", "their reason"),
+    ("steps[].evidence", "what it found and did, by name"),
+    ("steps[].error", "code, message, hint, retryable, exit_code, context; or null"),
+    ("steps[].outputs", "what scripts said: script, path, exit_code, seconds, output each"),
+    ("digest", "SHA-256 of the rest, as JSON with sorted keys"),
+)
+
 RESULTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "switch plan": (
+        ("application", "what it concerns"),
+        ("procedure", "id of the procedure"),
+        ("title", "its title"),
+        ("clients", "what clients notice"),
+        ("groups", "its groups in order"),
+        ("old", "the primary now"),
+        ("new", "the primary after"),
+        ("coordinator", "node that the run will live on"),
+        ("findings", "what the preflight finds: gate, severity, object, message, hint, overridable each"),
+        ("refused", "how many of them keep it from starting"),
+        (
+            "steps",
+            "its steps, one entry for each group: number, name, title, place, group, nodes, limit_s, opens "
+            "(no way back after it), scripts (of yours, before and after it), and what is not as usual",
+        ),
+    ),
+    **{
+        f"switch {word}": _RUN
+        for word in ("start", "resume", "approve", "override", "abort", "acknowledge", "show")
+    },
+    "switch history": (
+        ("runs", "the newest runs of all nodes, newest first"),
+        *((f"runs[].{field}", what) for field, what in _RUN_LINE),
+        ("unknown", "by node that did not answer, why"),
+    ),
     "init": (("result", "initialised or already_initialised"), *_MADE),
     "join": (("result", "joined or already_joined"), *_MADE, ("table", "the node's table for castling.toml")),
     "invite": (

@@ -48,6 +48,7 @@ def problems(config: Config) -> list[Problem]:
         found += _renames(name, group)
         found += _narrowing(name, group)
         found += _audit(name, group)
+        found += _poolers(config, name, group)
     found += _applications(config)
     if not found:
         found += _listeners(config)
@@ -108,6 +109,25 @@ def _members(config: Config, name: str, group: GroupSettings) -> Iterator[Proble
     members = {group.primary, *group.backups}
     if group.capture_on is not None and group.capture_on not in members:
         yield (*at, "capture_on"), f"must be a node of the group: {', '.join(sorted(members))}"
+
+
+def _poolers(config: Config, name: str, group: GroupSettings) -> Iterator[Problem]:
+    for node, pooler in group.pooler.items():
+        at = ("groups", name, "pooler", node)
+        if node not in config.nodes:
+            yield at, f"there is no node {node!r}; nodes: {', '.join(sorted(config.nodes))}"
+        ways = [key for key in ("password_file", "password_env", "passfile") if getattr(pooler, key)]
+        if len(ways) > 1:
+            yield (*at, ways[1]), f"{ways[0]} already says where the password is"
+        if not pooler.file.startswith("/"):
+            yield (*at, "file"), "is an absolute path"
+        for member in (group.primary, *group.backups):
+            if member not in pooler.addresses:
+                yield (*at, "addresses", member), "is missing: every node of the group may become its primary"
+        for member, address in pooler.addresses.items():
+            wrong = address_problem(address)
+            if wrong:
+                yield (*at, "addresses", member), wrong
 
 
 def _applications(config: Config) -> Iterator[Problem]:

@@ -21,6 +21,7 @@ __all__ = [
     "InstallationSettings",
     "LinkSettings",
     "NodeSettings",
+    "PoolerSettings",
     "RetentionSettings",
     "SeedSettings",
     "SpoolSettings",
@@ -167,6 +168,28 @@ class SpoolSettings(_Settings, frozen=True, kw_only=True):
     segment: Size = 64 << 20
 
 
+class PoolerSettings(_Settings, frozen=True, kw_only=True):
+    """A PgBouncer on this node, which procedures pause, lead to the new primary and resume."""
+
+    #: where its admin console is
+    host: str = "127.0.0.1"
+    port: int = 6432
+    #: who may use the console (`admin_users`)
+    user: str
+    #: file whose first line is the password
+    password_file: str | None = None
+    #: environment variable of the agent that holds the password
+    password_env: str | None = None
+    #: pgpass file that holds the password
+    passfile: str | None = None
+    #: what PgBouncer calls the database
+    database: str
+    #: file with the line of that database, which `pgbouncer.ini` includes; the agent may write it
+    file: str
+    #: by node, `host:port` of the node's database as this PgBouncer reaches it
+    addresses: dict[str, str]
+
+
 class GroupSettings(_Settings, frozen=True, kw_only=True):
     """A unit of replication."""
 
@@ -216,6 +239,8 @@ class GroupSettings(_Settings, frozen=True, kw_only=True):
     ddl: Literal["carry", "stop"] = "stop"
     #: the database of each node of the group, by node name
     databases: dict[str, DatabaseSettings]
+    #: PgBouncers in front of the database, by the node that they run on
+    pooler: dict[str, PoolerSettings] = msgspec.field(default_factory=dict)
     #: memory that the source's server may take for this stream's large transactions, bytes: beyond it they
     #: are sent while they are open, and wait at the capture until they commit; left out: what the server's
     #: `logical_decoding_work_mem` was set to, 256 MiB where it was not

@@ -24,19 +24,22 @@ from castling.control.api import build_app
 from castling.control.audit_group import AuditGroup
 from castling.control.client import client_context
 from castling.control.deployment import Deployment
+from castling.control.doors import ControlDoors
 from castling.control.group import Groups
 from castling.control.home import Home, RunningAgent, node_tls, write_private
 from castling.control.membership import Membership
-from castling.control.nodes import LocalNode, Node, RemoteNode
+from castling.control.nodes import LocalNode, RemoteNode
 from castling.control.process import prepared_command
 from castling.control.roles import RoleKeeper
 from castling.control.routes import Services
 from castling.control.server import AgentServer, bind
 from castling.control.store import Store
 from castling.control.supervisor import Supervisor
+from castling.control.switches import Switches
 from castling.control.watch import Watch
 from castling.errors import AlreadyRunning
 from castling.observe import events
+from castling.switch.runner import Runner
 
 __all__ = ["listen_address", "own_address", "run_agent"]
 
@@ -81,6 +84,7 @@ async def run_agent(home: Home, face: Face | None = None) -> None:
             asyncio.create_task(local.copies.run()),
             asyncio.create_task(local.audits.run()),
             asyncio.create_task(services.watch.run()),
+            asyncio.create_task(services.switches.runner.run()),
             asyncio.create_task(RoleKeeper(local, _reaching(home)).run()),
         ]
         try:
@@ -95,8 +99,8 @@ async def run_agent(home: Home, face: Face | None = None) -> None:
             log.info("agent.stopped", node=local.name)
 
 
-def _reaching(home: Home) -> Callable[[str, str], Node]:
-    def reach(name: str, address: str) -> Node:
+def _reaching(home: Home) -> Callable[[str, str], RemoteNode]:
+    def reach(name: str, address: str) -> RemoteNode:
         return RemoteNode(name, address, _peer_context(home, name))
 
     return reach
@@ -108,11 +112,14 @@ def _services(home: Home, store: Store, local: LocalNode) -> Services:
     groups = Groups(local, reach, changing)
     audits = AuditGroup(groups.captures, groups.tree)
     local.audits.lag = audits.lag
+    doors = ControlDoors(local, reach, groups)
+    runner = Runner(store, doors, store.add_event)
     return Services(
         local=local,
         store=store,
         groups=groups,
         audits=audits,
+        switches=Switches(local, store, doors, runner, reach),
         deployment=Deployment(local, store, reach, changing),
         membership=Membership(home, local, store, lambda: own_address(home, local), time.time_ns),
         accounts=Accounts(store),

@@ -26,6 +26,7 @@ from castling.control import plan as planning
 from castling.control.audits import Audits
 from castling.control.client import CONNECT_S, unreachable, unwrap
 from castling.control.home import Home, write_private
+from castling.control.outside import LocalOutside, OutsideNode, RemoteOutside
 from castling.control.rehearsals import Rehearsals
 from castling.control.releases import Releases, Resting
 from castling.control.store import Store
@@ -66,13 +67,14 @@ Json = dict[str, Any]
 Answer = TypeVar("Answer")
 
 
-class Node(Protocol):
+class Node(OutsideNode, Protocol):
     """What one agent does at another's request. Every call is safe to repeat."""
 
     name: str
 
     async def describe(self) -> Json:
-        """node, version, digest of what is deployed (None: nothing), desired state by group."""
+        """node, version, digest of what is deployed (None: nothing), desired state by group; its clock
+        (`now_ns`), and what the disk of its home has free (`free_bytes`)."""
 
     async def roles(self) -> Json:
         """By group of which the node is a member: the role that it knows, `epoch` and `primary`."""
@@ -143,10 +145,11 @@ async def ask_all(
     return answers
 
 
-class LocalNode:
+class LocalNode(LocalOutside):
     """This node. Its `supervisor` must be running."""
 
     def __init__(self, home: Home, store: Store, supervisor: Supervisor, now_ns: Callable[[], int]) -> None:
+        LocalOutside.__init__(self, self)
         self.name = home.node()
         self.installation_name = name_of_authority(home.ca_cert.read_bytes())
         self._home = home
@@ -183,6 +186,11 @@ class LocalNode:
     def all_roles(self) -> dict[str, Role]:
         return dict(self._roles)
 
+    @property
+    def folder(self) -> Path:
+        """The node's home."""
+        return self._home.folder
+
     def wanted(self) -> list[End]:
         """The ends that should be running here."""
         desired = self._store.desired()
@@ -208,6 +216,8 @@ class LocalNode:
             "version": castling.__version__,
             "digest": None if self.text is None else planning.digest(self.text),
             "desired": self._store.desired(),
+            "now_ns": self._now_ns(),
+            "free_bytes": RealHost().disk.free_bytes(str(self._home.folder)),
         }
 
     async def deploy(self, text: str, by: str) -> Json:
@@ -429,13 +439,17 @@ def _is_lost(status: EndStatus, settings: GroupSettings) -> bool:
     return status.state == "failed"
 
 
-class RemoteNode:
+class RemoteNode(RemoteOutside):
     """Another agent, asked with this node's certificate."""
 
     def __init__(self, name: str, address: str, tls: ssl.SSLContext) -> None:
         self.name = name
         self.address = address
         self._tls = tls
+
+    async def ask(self, method: str, path: str, body: Any = None, timeout_s: float = QUICK_S) -> Any:
+        """The answer of any path of the other agent's API for nodes."""
+        return await self._call(method, path, body, timeout_s)
 
     async def _call(self, method: str, path: str, body: Any = None, timeout_s: float = QUICK_S) -> Any:
         try:

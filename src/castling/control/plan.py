@@ -164,8 +164,8 @@ def _reads(end: End, primary: str, path: Path) -> bool:
             return source
         case ("heartbeat",) | ("wal_alarm",) | ("delivery",) | ("on_sync_loss",) | ("degrade_after",):
             return source
-        case ("backups",) | ("audit", *_):
-            return False  # audits are the agent's, which reads them as they are deployed
+        case ("backups",) | ("audit", *_) | ("pooler", *_):
+            return False  # the agent reads them as they are deployed
     return True
 
 

@@ -28,6 +28,7 @@ from castling.control.membership import Membership
 from castling.control.metrics import render
 from castling.control.nodes import LocalNode
 from castling.control.store import Store
+from castling.control.switches import Switches
 from castling.control.watch import Watch
 from castling.errors import NotFound, UsageError
 
@@ -55,6 +56,7 @@ class Services:
     membership: Membership
     accounts: Accounts
     watch: Watch
+    switches: Switches
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +196,58 @@ class ForgetNodeBody(msgspec.Struct, forbid_unknown_fields=True):
 class RoleBody(msgspec.Struct, forbid_unknown_fields=True):
     epoch: Annotated[int, msgspec.Meta(ge=1, le=(1 << 62))]
     primary: str
+    by: str
+
+
+class ScriptsBody(msgspec.Struct, forbid_unknown_fields=True):
+    names: list[str]
+
+
+class ScriptBody(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    values: dict[str, str]
+
+
+class PoolBody(msgspec.Struct, forbid_unknown_fields=True):
+    action: Literal["pause", "resume"]
+    primary: str
+
+
+class SwitchPlanBody(msgspec.Struct, forbid_unknown_fields=True):
+    application: str
+    procedure: str = "planned"
+    to: str | None = None
+
+
+class SwitchBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`overrides`: gates of the preflight that are passed over, for this run."""
+
+    application: str
+    procedure: str = "planned"
+    to: str | None = None
+    overrides: list[str] = []
+
+
+class NodeSwitchBody(msgspec.Struct, forbid_unknown_fields=True):
+    application: str
+    procedure: str
+    to: str | None
+    overrides: list[str]
+    by: str
+
+
+class SwitchWordBody(msgspec.Struct, forbid_unknown_fields=True):
+    word: Literal["resume", "approve", "override", "abort", "acknowledge"]
+    step: str | None = None
+    group: str | None = None
+    reason: str = ""
+
+
+class NodeSwitchWordBody(msgspec.Struct, forbid_unknown_fields=True):
+    word: Literal["resume", "approve", "override", "abort", "acknowledge"]
+    step: str | None
+    group: str | None
+    reason: str
     by: str
 
 
@@ -428,6 +482,72 @@ async def _node(services: Services, call: Call) -> Any:
     return await services.local.describe()
 
 
+async def _switch_plan(services: Services, call: Call) -> Any:
+    body = call.body
+    return await services.switches.plan(body.application, body.procedure, body.to)
+
+
+async def _switch_start(services: Services, call: Call) -> Any:
+    body = call.body
+    return await services.switches.start(
+        body.application, body.procedure, body.to, body.overrides, str(call.caller)
+    )
+
+
+async def _switch_history(services: Services, call: Call) -> Any:
+    return await services.switches.history(int(call.number("limit", 20, 1, 1000)))
+
+
+async def _switch_show(services: Services, call: Call) -> Any:
+    return await services.switches.show(call.names["run"])
+
+
+async def _switch_tell(services: Services, call: Call) -> Any:
+    body = call.body
+    return await services.switches.tell(
+        call.names["run"],
+        body.word,
+        str(call.caller),
+        step=body.step,
+        group=body.group,
+        reason=body.reason[:1000],
+    )
+
+
+async def _node_switches(services: Services, call: Call) -> Any:
+    return services.switches.here(int(call.number("limit", 20, 1, 1000)))
+
+
+async def _node_switch(services: Services, call: Call) -> Any:
+    return services.switches.one_here(call.names["run"])
+
+
+async def _node_switch_start(services: Services, call: Call) -> Any:
+    body = call.body
+    by = f"{body.by[:100]} through {call.caller}"
+    return await services.switches.start(body.application, body.procedure, body.to, body.overrides, by)
+
+
+async def _node_switch_tell(services: Services, call: Call) -> Any:
+    body = call.body
+    by = f"{body.by[:100]} through {call.caller}"
+    return services.switches.tell_here(
+        call.names["run"], body.word, by, step=body.step, group=body.group, reason=body.reason[:1000]
+    )
+
+
+async def _node_scripts_look(services: Services, call: Call) -> Any:
+    return await services.local.look_scripts(call.names["application"], call.body.names)
+
+
+async def _node_script(services: Services, call: Call) -> Any:
+    return await services.local.call_script(call.names["application"], call.body.name, call.body.values)
+
+
+async def _node_pool(services: Services, call: Call) -> Any:
+    return await services.local.pool(call.names["group"], call.body.action, call.body.primary)
+
+
 async def _node_deploy(services: Services, call: Call) -> Any:
     return await services.local.deploy(call.body.text, f"{call.body.by[:100]} through {call.caller}")
 
@@ -554,7 +674,25 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/events", _VIEWER, _events),
     Endpoint("GET", "/v1/access-log", _ADMIN, _access_log),
     Endpoint("GET", "/v1/access-log/verify", _ADMIN, _access_log_verify),
+    Endpoint("POST", "/v1/switches/plan", _OPERATOR, _switch_plan, SwitchPlanBody),
+    Endpoint("POST", "/v1/switches", _OPERATOR, _switch_start, SwitchBody),
+    Endpoint("GET", "/v1/switches", _VIEWER, _switch_history),
+    Endpoint("GET", "/v1/switches/{run}", _VIEWER, _switch_show),
+    Endpoint("POST", "/v1/switches/{run}", _OPERATOR, _switch_tell, SwitchWordBody),
     Endpoint("GET", "/v1/node", Access.NODE, _node),
+    Endpoint("GET", "/v1/node/switches", Access.NODE, _node_switches),
+    Endpoint("POST", "/v1/node/switches", Access.NODE, _node_switch_start, NodeSwitchBody),
+    Endpoint("GET", "/v1/node/switches/{run}", Access.NODE, _node_switch),
+    Endpoint("POST", "/v1/node/switches/{run}", Access.NODE, _node_switch_tell, NodeSwitchWordBody),
+    Endpoint(
+        "POST",
+        "/v1/node/applications/{application}/scripts/look",
+        Access.NODE,
+        _node_scripts_look,
+        ScriptsBody,
+    ),
+    Endpoint("POST", "/v1/node/applications/{application}/scripts", Access.NODE, _node_script, ScriptBody),
+    Endpoint("POST", "/v1/node/groups/{group}/pool", Access.NODE, _node_pool, PoolBody),
     Endpoint("POST", "/v1/node/deploy", Access.NODE, _node_deploy, NodeDeployBody),
     Endpoint("GET", "/v1/node/roles", Access.NODE, _node_roles),
     Endpoint("POST", "/v1/node/groups/{group}/role", Access.NODE, _node_role, RoleBody),

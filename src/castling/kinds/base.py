@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from castling.config import Config, GroupSettings
+from castling.config import Config, GroupSettings, PoolerSettings
 from castling.journal.record import Draft, Position, Record
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "PartAction",
     "PartProgress",
     "Piece",
+    "PoolAction",
     "Records",
     "Repaired",
     "SeedProgress",
@@ -140,6 +141,8 @@ class Abandon:
 
 #: what can be asked for a part of a target
 PartAction = Literal["hold", "release", "resync"]
+#: what can be asked of a pooler in front of a group's data
+PoolAction = Literal["pause", "resume"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,6 +477,10 @@ class Kind(Protocol):
 
     async def compare_schema(self, stream: Stream) -> list[Finding]:
         """How the target's definitions differ from the source's; one OK finding if they don't. Only looks."""
+
+    async def pool(self, pooler: PoolerSettings, action: PoolAction, primary: str) -> dict[str, Any]:
+        """`pause`: clients of the pooler wait, and none has a transaction open. `resume`: they go on, at the
+        node `primary`. Repeatable."""
 
     async def release(self, stream: Stream, *, failed: bool) -> bool:
         """No source end of the stream runs: let go what waits for it on the source. Repeatable.

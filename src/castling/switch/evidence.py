@@ -15,9 +15,14 @@ import msgspec
 from castling.switch.run import Run, RunStatus, Unit
 from castling.switch.steps import nodes_of
 
-__all__ = ["evidence", "figures", "summary"]
+__all__ = ["SUMMARY", "evidence", "figures", "summary"]
 
 Json = dict[str, Any]
+#: the fields of a line of the history
+SUMMARY = (
+    "run", "application", "procedure", "title", "status", "acknowledged_by", "blocks", "asks", "old", "new",
+    "coordinator", "by", "created_ns", "ended_ns", "duration_s", "pause_s", "rto_s", "rpo_s",
+)  # fmt: skip
 
 
 def summary(run: Run) -> Json:

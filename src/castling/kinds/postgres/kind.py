@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from castling.config import DatabaseSettings
-from castling.kinds.base import Auditor, Clone, Copied, Finding, PartAction, Stream, Target
+from castling.config import DatabaseSettings, PoolerSettings
+from castling.kinds.base import Auditor, Clone, Copied, Finding, PartAction, PoolAction, Stream, Target
 from castling.kinds.postgres.auditor import PostgresAuditor
 from castling.kinds.postgres.capture import PostgresCapture
 from castling.kinds.postgres.check import check_stream
@@ -21,6 +21,7 @@ from castling.kinds.postgres.lanes_target import LanesTarget
 from castling.kinds.postgres.left_behind import copy_left_behind
 from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.parts import move_parts
+from castling.kinds.postgres.pooler import pool
 from castling.kinds.postgres.schema_compare import compare_schema
 from castling.kinds.postgres.seed_source import PostgresSeedSource
 from castling.kinds.postgres.seed_target import PostgresSeedTarget
@@ -40,6 +41,9 @@ def _target(stream: Stream) -> DatabaseSettings:
 
 class PostgresKind:
     """Implements `kinds.base.Kind`."""
+
+    async def pool(self, pooler: PoolerSettings, action: PoolAction, primary: str) -> dict[str, Any]:
+        return await pool(pooler, action, primary)
 
     def capture(self, stream: Stream) -> PostgresCapture:
         return PostgresCapture(stream.group, stream.backup, stream.settings, _source(stream))
