@@ -26,6 +26,7 @@ from castling.control import plan as planning
 from castling.control.audits import Audits
 from castling.control.client import CONNECT_S, unreachable, unwrap
 from castling.control.home import Home, write_private
+from castling.control.moves import LocalMoves, MoveNode, RemoteMoves
 from castling.control.outside import LocalOutside, OutsideNode, RemoteOutside
 from castling.control.rehearsals import Rehearsals
 from castling.control.releases import Releases, Resting
@@ -67,7 +68,7 @@ Json = dict[str, Any]
 Answer = TypeVar("Answer")
 
 
-class Node(OutsideNode, Protocol):
+class Node(OutsideNode, MoveNode, Protocol):
     """What one agent does at another's request. Every call is safe to repeat."""
 
     name: str
@@ -145,11 +146,12 @@ async def ask_all(
     return answers
 
 
-class LocalNode(LocalOutside):
+class LocalNode(LocalOutside, LocalMoves):
     """This node. Its `supervisor` must be running."""
 
     def __init__(self, home: Home, store: Store, supervisor: Supervisor, now_ns: Callable[[], int]) -> None:
         LocalOutside.__init__(self, self)
+        LocalMoves.__init__(self, self)
         self.name = home.node()
         self.installation_name = name_of_authority(home.ca_cert.read_bytes())
         self._home = home
@@ -266,6 +268,23 @@ class LocalNode(LocalOutside):
         after = {end for end in self.own_ends() if end.group == group}
         await self._supervisor.settled(before - after)
         return {"changed": role != known}
+
+    @property
+    def folder(self) -> Path:
+        """The node's home."""
+        return self._home.folder
+
+    async def at_rest(self, group: str, backup: str) -> None:
+        """Let the ends of the stream to `backup` end, if they run here; `look_again` starts them."""
+        mine = [end for end in self.own_ends() if (end.group, end.backup) == (group, backup)]
+        self._supervisor.keep(set(self.wanted()) - set(mine))
+        await self._supervisor.settled(mine)
+
+    def look_again(self, group: str) -> None:
+        """Let every end of this node run that should, those of `group` also after an error."""
+        mine = [end for end in self.wanted() if end.group == group]
+        failed = [end for end in mine if self._supervisor.status(end).state in ("failed", "pausing")]
+        self._supervisor.keep(self.wanted(), again=failed)
 
     def _set_apart(self, group: str, role: Role) -> None:
         """This node's copy waits to be reintroduced, unless the role change itself has made it ready."""
@@ -439,7 +458,7 @@ def _is_lost(status: EndStatus, settings: GroupSettings) -> bool:
     return status.state == "failed"
 
 
-class RemoteNode(RemoteOutside):
+class RemoteNode(RemoteOutside, RemoteMoves):
     """Another agent, asked with this node's certificate."""
 
     def __init__(self, name: str, address: str, tls: ssl.SSLContext) -> None:

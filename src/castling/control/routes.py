@@ -26,6 +26,7 @@ from castling.control.deployment import Deployment
 from castling.control.group import Groups
 from castling.control.membership import Membership
 from castling.control.metrics import render
+from castling.control.moves import MOVES, MoveBody
 from castling.control.nodes import LocalNode
 from castling.control.store import Store
 from castling.control.switches import Switches
@@ -561,6 +562,16 @@ async def _node_role(services: Services, call: Call) -> Any:
     return await services.local.take_role(call.names["group"], call.body.epoch, call.body.primary, by)
 
 
+async def _node_move(services: Services, call: Call) -> Any:
+    name = call.names["move"]
+    if name not in MOVES:
+        raise NotFound(f"there is no move {name!r}")
+    taken = {part: getattr(call.body, part) for part in MOVES[name]}
+    if "by" in taken:
+        taken["by"] = f"{call.body.by[:100]} through {call.caller}"
+    return await getattr(services.local, name)(call.names["group"], **taken)
+
+
 async def _node_desire(services: Services, call: Call) -> Any:
     by = f"{call.body.by[:100]} through {call.caller}"
     return await services.local.desire(call.names["group"], call.body.state, by)
@@ -696,6 +707,7 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/node/deploy", Access.NODE, _node_deploy, NodeDeployBody),
     Endpoint("GET", "/v1/node/roles", Access.NODE, _node_roles),
     Endpoint("POST", "/v1/node/groups/{group}/role", Access.NODE, _node_role, RoleBody),
+    Endpoint("POST", "/v1/node/groups/{group}/switch/{move}", Access.NODE, _node_move, MoveBody),
     Endpoint("POST", "/v1/node/groups/{group}/desire", Access.NODE, _node_desire, DesireBody),
     Endpoint("GET", "/v1/node/groups/{group}/ends", Access.NODE, _node_ends),
     Endpoint("POST", "/v1/node/groups/{group}/check", Access.NODE, _node_check),

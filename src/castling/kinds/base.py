@@ -36,6 +36,7 @@ __all__ = [
     "Finding",
     "Held",
     "Kind",
+    "Moves",
     "PartAction",
     "PartProgress",
     "Piece",
@@ -433,9 +434,67 @@ class Stream:
     config: Config
 
 
+class Moves(Protocol):
+    """What a change of a group's roles does to the data, move by move. Each may be repeated, and leaves what
+    it has done when it is called again. `stream`: a flow in the role of which a move speaks: the current one,
+    or that to come, in which the new primary is the source.
+
+    What can't be done is raised typed (RoleError and below); what may pass is retryable.
+    """
+
+    async def switchable(self, stream: Stream) -> list[Finding]:
+        """What speaks against the source of the stream to come becoming one. Only looks."""
+
+    async def fenced(self, stream: Stream) -> bool:
+        """Whether no client can write to the source."""
+
+    async def prepared(self, stream: Stream) -> tuple[int, bool, bool] | None:
+        """What the source's database was made ready for last: the epoch, whether as source, whether it was
+        opened to clients since. None: nothing, ever."""
+
+    async def fence(
+        self, stream: Stream, *, epoch: int, to: str, grace_s: float, ending: bool
+    ) -> dict[str, Any]:
+        """From its return on no client can write what the group carries: every commit is before that. Who
+        writes may go on for `grace_s` seconds and is ended then. `ending`: so are all other clients.
+        NotFenced, with everything as before, if not. `fenced`, `ended` (sessions), `superusers` (of these),
+        `left` (what could not be refused)."""
+
+    async def unfence(self, stream: Stream) -> None: ...
+
+    async def mark(self, stream: Stream) -> tuple[int, dict[str, Any]]:
+        """Of a fenced source: a position behind everything that a client has committed, and what `carry`
+        needs beside the stream."""
+
+    async def settled(self, stream: Stream) -> None:
+        """NotDrained where a part of the target stands behind the rest."""
+
+    async def carry(self, stream: Stream, final: dict[str, Any]) -> dict[str, Any]:
+        """Bring what `mark` has told exactly to the target, which has applied everything."""
+
+    async def prepare_source(self, stream: Stream, *, epoch: int) -> dict[str, Any]:
+        """Let the stream to come begin, on a target that has applied everything and that no client writes.
+        What `prepare_target` needs."""
+
+    async def prepare_target(self, stream: Stream, *, epoch: int, begin: dict[str, Any]) -> None:
+        """The target of the stream to come has everything before its beginning: note that."""
+
+    async def unprepare(self, stream: Stream, *, source: bool) -> None:
+        """Take back what was prepared on the stream's source, or its target."""
+
+    async def open(self, stream: Stream, *, epoch: int) -> None:
+        """From now on clients write to the source of the stream to come. It must be prepared for `epoch`."""
+
+    async def leave(self, stream: Stream, *, source: bool) -> None:
+        """Remove what the role before has left in the database of `stream`'s source: `source`, where it was
+        the primary; else where it was a target and is the primary now."""
+
+
 class Kind(Protocol):
     """What a kind's folder gives to the ends of a group. Building connects to nothing."""
 
+    @property
+    def moves(self) -> Moves: ...
     def capture(self, stream: Stream) -> Capture: ...
     def seed_source(self, stream: Stream) -> SeedSource: ...
     def seed_target(self, stream: Stream) -> SeedTarget: ...

@@ -65,15 +65,30 @@ _SAME_HINT = "correct host, port or dbname of one of the two; drop and empty not
 
 async def check_stream(stream: Stream) -> list[Finding]:
     """All findings about one stream: the source, its tables, the target."""
-    settings = stream.settings
     source = await _ask_source(stream)
+    found, tables = _judge_source(source, stream)
+    sizes = partition_sizes(source.tables)
+    if tables:
+        found.append(judge_copy(tables))
+    found += _check_tools(source.version, stream)
+    return await _judge_target(found, source, tables, sizes, stream)
+
+
+async def check_new_source(stream: Stream) -> list[Finding]:
+    """What speaks against the stream's source becoming one, as far as it alone knows."""
+    found, _ = _judge_source(await _ask_source(stream), stream)
+    return [each for each in found if each.severity in (Severity.REFUSED, Severity.WARNING)]
+
+
+def _judge_source(source: SourceFacts, stream: Stream) -> tuple[list[Finding], list[Table]]:
+    """All findings about the source, and the tables that would be published. Pure."""
+    settings = stream.settings
     found = judge_source(source, stream.group, settings)
     addresses = len(settings.databases[settings.primary].places)
     found += judge_standbys(source.version, source.standbys, addresses)
     chosen = [table for table in source.tables if is_chosen(table, settings)]
     for table in chosen:
         found += judge_table(table, settings, source.activity)
-    sizes = partition_sizes(source.tables)
     tables = published(source.tables, settings)
     for root, reason, hint in partition_problems(tables, source.tables, settings):
         found.append(refused(str(root), "partitions-unfit", reason, hint))
@@ -89,9 +104,17 @@ async def check_stream(stream: Stream) -> list[Finding]:
         found.append(
             warning("group", "text-transfer", "some column types differ by server: values travel as text")
         )
-    if tables:
-        found.append(judge_copy(tables))
-    found += _check_tools(source.version, stream)
+    return found, tables
+
+
+async def _judge_target(
+    found: list[Finding],
+    source: SourceFacts,
+    tables: list[Table],
+    sizes: dict[str, tuple[int, int]],
+    stream: Stream,
+) -> list[Finding]:
+    settings = stream.settings
     naming = Naming(settings.rename)
     try:
         target = await _ask_target(stream, {naming.target_name(table) for table in tables})

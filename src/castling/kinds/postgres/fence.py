@@ -127,11 +127,13 @@ async def fence(
     epoch: int,
     primary: str,
     grace_s: float,
+    ending: bool = True,
 ) -> dict[str, Any]:
     """Fence it. NotFenced, with everything as before, where that can't be done. Repeatable.
 
     `primary`: the node that clients are sent to; `grace_s`: how long transactions that have written may go
-    on. Returns how many sessions were ended, which superusers' were among them, and what could not be done.
+    on; `ending`: sessions are ended, so that they look for another server. Returns how many were ended,
+    which superusers' were among them, and what could not be done.
     """
     connection = await connect(database, application_name=f"castling fence {group}")
     try:
@@ -145,7 +147,7 @@ async def fence(
             if not connection.closed:
                 await lift_in(connection, group)
             raise
-        ended, superusers = await _end_sessions(connection)
+        ended, superusers = await _end_sessions(connection) if ending else (0, [])
         return {"fenced": True, "ended": ended, "superusers": superusers, "left": left}
     except psycopg.OperationalError as error:
         raise SourceUnreachable(f"the source broke off while it was fenced: {error}") from error

@@ -56,6 +56,7 @@ _TABLES = """
         base bigint[],
         counted boolean NOT NULL DEFAULT false
     );
+    CREATE TABLE IF NOT EXISTS castling.watch_off (stream text PRIMARY KEY);
     CREATE INDEX IF NOT EXISTS foreign_writes_open ON castling.foreign_writes (xid, relation);
 """
 
@@ -87,7 +88,8 @@ _NOTE_WRITE = f"""
     DECLARE
         made bigint;
     BEGIN
-        IF to_regclass('castling.foreign_writes') IS NULL OR EXISTS (
+        IF to_regclass('castling.foreign_writes') IS NULL
+           OR EXISTS (SELECT FROM castling.watch_off WHERE stream = TG_ARGV[0]) OR EXISTS (
             SELECT FROM castling.foreign_writes w
              WHERE w.xid = pg_current_xact_id() AND w.relation = TG_RELID
                AND CASE WHEN TG_OP = 'TRUNCATE' THEN w.operation = 'TRUNCATE'
@@ -180,6 +182,7 @@ _NOTE_DDL = f"""
                host(inet_client_addr()), pg_backend_pid(), w.relation, true
           FROM castling.watched w
          WHERE w.relation = ANY (concerned)
+           AND NOT EXISTS (SELECT FROM castling.watch_off o WHERE o.stream = w.stream)
            AND NOT EXISTS (SELECT FROM castling.foreign_writes f
                             WHERE f.xid = pg_current_xact_id() AND f.relation = w.relation
                               AND f.operation = TG_TAG);

@@ -128,6 +128,7 @@ class ForeignWatch:
                 await unwatch(connection, self._group)
                 return
             await connection.execute(CREATE_NOTES.encode())
+            await connection.execute("DELETE FROM castling.watch_off WHERE stream = %s", (self._group,))
             while True:
                 if time.monotonic() >= self._next_cover_s:
                     await self._cover(connection)

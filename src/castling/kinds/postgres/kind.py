@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from castling.config import DatabaseSettings, PoolerSettings
-from castling.kinds.base import Auditor, Clone, Copied, Finding, PartAction, PoolAction, Stream, Target
+from castling.kinds.base import Auditor, Clone, Copied, Finding, Moves, PartAction, PoolAction, Stream, Target
 from castling.kinds.postgres.auditor import PostgresAuditor
 from castling.kinds.postgres.capture import PostgresCapture
 from castling.kinds.postgres.check import check_stream
@@ -26,6 +26,7 @@ from castling.kinds.postgres.schema_compare import compare_schema
 from castling.kinds.postgres.seed_source import PostgresSeedSource
 from castling.kinds.postgres.seed_target import PostgresSeedTarget
 from castling.kinds.postgres.standby import holds_commits, release_commits
+from castling.kinds.postgres.switch import PostgresMoves
 from castling.kinds.postgres.target import PostgresTarget
 
 __all__ = ["KIND", "PostgresKind"]
@@ -41,6 +42,10 @@ def _target(stream: Stream) -> DatabaseSettings:
 
 class PostgresKind:
     """Implements `kinds.base.Kind`."""
+
+    @property
+    def moves(self) -> Moves:
+        return PostgresMoves()
 
     async def pool(self, pooler: PoolerSettings, action: PoolAction, primary: str) -> dict[str, Any]:
         return await pool(pooler, action, primary)

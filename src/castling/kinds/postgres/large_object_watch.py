@@ -90,7 +90,11 @@ class LargeObjectWatch:
                 self._log.info("large_objects.look_failed", error=str(error))
             await asyncio.sleep(max(1.0, self._settings.heartbeat))
 
-    async def _watch(self) -> None:
+    async def look_once(self) -> None:
+        """Tell of everything there is, once. Raises what reaching the source raises."""
+        await self._watch(again=False)
+
+    async def _watch(self, *, again: bool = True) -> None:
         connection = await connect(
             self._database, application_name=f"castling large objects {self._group}", autocommit=True
         )
@@ -108,6 +112,8 @@ class LargeObjectWatch:
                 began_s = time.monotonic()
                 await self._look(connection)
                 self._look_s, self._failure = time.monotonic() - began_s, None
+                if not again:
+                    return
                 await asyncio.sleep(max(self._settings.compare_every, _IDLE_SHARE * self._look_s))
         finally:
             await connection.close()

@@ -87,6 +87,8 @@ _TABLES = (
     + CREATE_LANES
     + CREATE_PARTS
 )
+#: everything that a target notes
+CREATE_STATE = _STATE + _TABLES
 #: keys told at once: as many, and about as many bytes
 _KEYS, _KEYS_BYTES = 5000, 256 << 10
 
