@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from castling import kinds
 from castling.config import GroupSettings
 from castling.errors import CastlingError, NotDrained, StaleEpoch, StateError, UsageError
-from castling.groups.role import Role
+from castling.groups.role import Role, write_durably
 from castling.groups.stream import SeedState, StreamState, load_stream, save_stream
 from castling.groups.topology import group_settings, in_role, members, stream_folder
 from castling.host import RealHost
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["MOVES", "LocalMoves", "MoveBody", "MoveNode", "RemoteMoves"]
 
 Json = dict[str, Any]
+#: in the group's folder: what was carried, until the new primary is open
+_FINAL = "carried.json"
 #: seconds between two looks at how far a journal and its apply are
 DRAIN_LOOK_S = 0.02
 #: how long another agent may take for a move, seconds, beside what the move itself may wait
@@ -222,7 +225,19 @@ class LocalMoves:
 
     async def carry(self, group: str, final: Json) -> Json:
         stream = self._to_me(group, self._local.role(group).primary)
+        write_durably(self._host, self._groups(group), _FINAL, msgspec.json.encode(final))
         return await self._moves(group).carry(stream, final)
+
+    async def _carry_again(self, group: str) -> None:
+        """Apply may have gone on behind what was carried: now that it has ended, it is carried for good."""
+        path = Path(self._groups(group)) / _FINAL
+        if path.exists():
+            other = next(name for name in members(self._configured(group)) if name != self._local.name)
+            final = msgspec.json.decode(path.read_bytes())
+            await self._moves(group).carry(self._to_me(group, other), final)
+
+    def _groups(self, group: str) -> str:
+        return str(self._local.folder / "groups" / group)
 
     async def prepare_source(self, group: str, epoch: int) -> Json:
         self._is_to_come(group, epoch)
@@ -255,7 +270,8 @@ class LocalMoves:
         for stream in streams:
             if self._local.name == to:
                 await self._moves(group).unprepare(stream, source=True)
-                await self._moves(group).unfence(self._mine(group))
+                # its guard stays: clients that look for a server to write must not find the copy
+                (Path(self._groups(group)) / _FINAL).unlink(missing_ok=True)
             elif stream.backup == self._local.name:
                 await self._moves(group).unprepare(stream, source=False)
                 await asyncio.to_thread(shutil.rmtree, self._folder(stream), True)
@@ -274,7 +290,10 @@ class LocalMoves:
             if prepared is None or prepared[:2] != (epoch, True):
                 raise StateError(f"{self._local.name} is not prepared for epoch {epoch}")
             await self._local.take_role(group, epoch, self._local.name, by)
-        await moves.open(mine, epoch=epoch)
+        if not (await self.switch_state(group))["open"]:
+            await self._carry_again(group)
+            await moves.open(mine, epoch=epoch)
+        (Path(self._groups(group)) / _FINAL).unlink(missing_ok=True)
         return {"open": True}
 
     # --- afterwards ---------------------------------------------------------------------------

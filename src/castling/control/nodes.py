@@ -269,11 +269,6 @@ class LocalNode(LocalOutside, LocalMoves):
         await self._supervisor.settled(before - after)
         return {"changed": role != known}
 
-    @property
-    def folder(self) -> Path:
-        """The node's home."""
-        return self._home.folder
-
     async def at_rest(self, group: str, backup: str) -> None:
         """Let the ends of the stream to `backup` end, if they run here; `look_again` starts them."""
         mine = [end for end in self.own_ends() if (end.group, end.backup) == (group, backup)]

@@ -80,8 +80,6 @@ async def _forget_target(stream: Stream) -> None:
         if await _has(connection, "castling.fence"):
             await lift_in(connection, stream.group)
             await remove_guard(connection, stream.group, within_s=_WITHIN_S)
-    finally:
-        await connection.close()
 
 
 async def _has(connection: AsyncConnection[Any], table: str) -> bool:

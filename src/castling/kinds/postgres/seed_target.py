@@ -62,7 +62,7 @@ from castling.kinds.postgres.seed_renew import Renewal
 from castling.kinds.postgres.sequence_target import CREATE_SEQUENCES
 from castling.kinds.postgres.statements import column_list, quoted
 
-__all__ = ["CREATE_STATE", "PostgresSeedTarget"]
+__all__ = ["CREATE_NOTES", "CREATE_STATE", "PostgresSeedTarget"]
 
 
 CREATE_STATE = (
@@ -88,7 +88,7 @@ _TABLES = (
     + CREATE_PARTS
 )
 #: everything that a target notes
-CREATE_STATE = _STATE + _TABLES
+CREATE_NOTES = CREATE_STATE + _TABLES
 #: keys told at once: as many, and about as many bytes
 _KEYS, _KEYS_BYTES = 5000, 256 << 10
 

@@ -37,7 +37,7 @@ from castling.kinds.postgres.lsn import lsn_text, parse_lsn
 from castling.kinds.postgres.neighbours import MAKE_ALONE
 from castling.kinds.postgres.progress import origin_name
 from castling.kinds.postgres.publication import ensure_publication, note_beginning
-from castling.kinds.postgres.seed_target import CREATE_STATE
+from castling.kinds.postgres.seed_target import CREATE_NOTES
 from castling.kinds.postgres.sequence_watch import read_sequences, read_uncalled
 from castling.kinds.postgres.session import slot_name
 
@@ -247,7 +247,7 @@ class PostgresMoves:
     async def prepare_target(self, stream: Stream, *, epoch: int, begin: dict[str, Any]) -> None:
         group = stream.group
         async with _session(_target(stream), group) as connection:
-            await connection.execute((_CREATE + CREATE_STATE).encode())
+            await connection.execute((_CREATE + CREATE_NOTES).encode())
             async with connection.transaction():
                 await forget_rows(connection, group)
                 await progress.write(connection, group, parse_lsn(begin["lsn"]), None)
