@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +180,11 @@ async def connect(
     application_name: str,
     autocommit: bool = True,
     error: type[CastlingError] = SourceUnreachable,
+    more: Mapping[str, str] | None = None,
 ) -> AsyncConnection[Any]:
-    """A connection. `error`: what is raised when there can be none (source or target unreachable)."""
-    found = parameters(settings, application_name=application_name)
+    """A connection. `error`: what is raised when there can be none (source or target unreachable); `more`:
+    further parameters of libpq."""
+    found = parameters(settings, application_name=application_name, **(more or {}))
     connecting = asyncio.create_task(AsyncConnection.connect("", autocommit=autocommit, **found))
     try:
         return await asyncio.shield(connecting)

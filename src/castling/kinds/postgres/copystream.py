@@ -1,4 +1,4 @@
-"""The bytes of a replication stream, cut into messages. Pure.
+"""The bytes of a replication stream, and of a COPY, cut into messages. Pure.
 
 Source: PostgreSQL's documentation, "Frontend/Backend Protocol", version 3, and "Streaming Replication
 Protocol": each message is a kind, a length (big-endian, itself included) and a body; changes and keepalives
@@ -18,7 +18,7 @@ from castling.errors import DecodeError
 from castling.kinds.postgres.drafts import DraftMaker
 from castling.kinds.postgres.messages import FRAME_MAX
 
-__all__ = ["CopyStream", "Keepalive", "Refusal", "keepalive_of"]
+__all__ = ["CopyOut", "CopyStream", "Keepalive", "Refusal", "keepalive_of"]
 
 #: bytes before a change in CopyData: kind, where it starts, where the server's log ends, its clock
 WAL_HEAD: Final = 25
@@ -159,6 +159,60 @@ class CopyStream:
         elif kind == 0x63:  # c: CopyDone
             self.ended = True
         elif kind not in (0x4E, 0x53, 0x43):  # a notice, a changed setting, the end of a command
+            raise DecodeError(f"the source sent a message of unknown kind {kind:#x}")
+
+
+@final
+class CopyOut:
+    """The answer to one COPY … TO STDOUT, as it comes: rows need not be whole in what is taken out of it.
+
+    `refusal`: the server's error. `ready`: the answer is over.
+    """
+
+    def __init__(self) -> None:
+        self.refusal: Refusal | None = None
+        self.ready = False
+        #: the beginning of a message that is not data, or of a head
+        self._begun = b""
+        #: what is still to come of the row that came in part
+        self._left: i64 = 0
+
+    def take(self, data: bytes) -> bytes:
+        """The rows' bytes in what was received. DecodeError for what no server sends."""
+        if self._begun:
+            data = self._begun + data
+            self._begun = b""
+        at: i64 = min(self._left, i64(len(data)))
+        end: i64 = len(data)
+        found = [data[:at]] if at else []
+        self._left -= at
+        while end - at >= _HEAD:
+            length: i64 = _length_at(data, at)
+            if length < 4:
+                raise DecodeError("a message of the source is shorter than one can be")
+            stop: i64 = at + 1 + length
+            if data[at] == 0x64:  # d: CopyData
+                found.append(data[at + _HEAD : min(stop, end)])
+                if stop > end:
+                    self._left = stop - end
+                    stop = end
+            else:
+                if length > _ANSWER_MAX:
+                    raise DecodeError("the source's answer is longer than one can be")
+                if stop > end:
+                    break
+                self._note(data[at], data[at + _HEAD : stop])
+            at = stop
+        self._begun = data[at:]
+        return b"".join(found)
+
+    def _note(self, kind: int, body: bytes) -> None:
+        if kind == 0x45:  # E
+            self.refusal = _refusal_of(body)
+        elif kind == 0x5A:  # Z: ReadyForQuery
+            self.ready = True
+        # it begins, is over; a notice, a changed setting, a notification
+        elif kind not in (0x48, 0x63, 0x43, 0x4E, 0x53, 0x41):
             raise DecodeError(f"the source sent a message of unknown kind {kind:#x}")
 
 

@@ -20,11 +20,12 @@ from castling.config import DatabaseSettings, GroupSettings
 from castling.errors import CastlingError, SeedFailed, SourceError, SourceUnreachable, StateError, TargetError
 from castling.kinds.base import Bulk, BulkCall, PartProgress
 from castling.kinds.postgres.catalog import Table, read_tables
+from castling.kinds.postgres.copy_out import read_blocks
 from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.narrowing import Part, read_parts
 from castling.kinds.postgres.resync_plan import Anew, PartRequest, Refused, decode_wanted, encode_part
 from castling.kinds.postgres.seed_plan import chunks
-from castling.kinds.postgres.source_view import View, open_view, read_blocks
+from castling.kinds.postgres.source_view import View, open_view
 from castling.kinds.postgres.statements import quoted
 
 __all__ = ["copy_tables"]

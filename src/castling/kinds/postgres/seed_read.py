@@ -17,6 +17,7 @@ from psycopg import AsyncConnection
 from castling.errors import SeedFailed
 from castling.kinds.base import BulkCall, SeedProgress
 from castling.kinds.postgres.catalog import Table
+from castling.kinds.postgres.copy_out import read_blocks
 from castling.kinds.postgres.mapping import Found, find_columns
 from castling.kinds.postgres.naming import Naming
 from castling.kinds.postgres.narrowing import Part as Narrowing
@@ -32,7 +33,7 @@ from castling.kinds.postgres.seed_plan import (
     encode_request,
     within,
 )
-from castling.kinds.postgres.source_view import View, read_blocks
+from castling.kinds.postgres.source_view import View
 from castling.kinds.postgres.statements import Shape, TargetColumn, TargetTable, quoted, staged
 
 __all__ = ["WHOLE", "Reader", "of_keys"]

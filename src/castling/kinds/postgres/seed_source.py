@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import psycopg
@@ -152,7 +152,9 @@ class PostgresSeedSource:
         except psycopg.OperationalError as error:
             raise SourceUnreachable(f"the source broke off during the first copy: {error}") from error
         except psycopg.Error as error:
-            raise SeedFailed(f"the source refused the first copy: {error.diag.message_primary}") from error
+            raise SeedFailed(
+                f"the source refused the first copy: {error.diag.message_primary or error}"
+            ) from error
 
     async def _run(self, bulk: Bulk) -> None:
         view = self._view
@@ -321,11 +323,10 @@ class PostgresSeedSource:
         tables = {self._naming.target(table.schema, table.name): table for table in self._copied}
         keyed = list(renewed.keyed)
         call = await bulk.open()
+        pages = await self._pages(main, [tables[name] for name in renewed.filled])
         for name in renewed.filled:
             table = tables[name]
-            parts = cut(
-                [(0, None)], table, await self._pages(main, table), chunk_rows=self._settings.seed.chunk_rows
-            )
+            parts = cut([(0, None)], table, pages[table.oid], chunk_rows=self._settings.seed.chunk_rows)
             wanted = await reader.match(main, call, table, list(parts))
             if wanted is None:
                 call = await bulk.open()
@@ -339,11 +340,11 @@ class PostgresSeedSource:
     ) -> None:
         waiting: asyncio.Queue[tuple[Table, Range]] = asyncio.Queue()
         left: dict[int, int] = {}
+        pages = await self._pages(main, self._copied)
         for table in sorted(self._copied, key=lambda table: -table.bytes):
             found = there.get(self._naming.target(table.schema, table.name))
             missing = gaps(found.ranges if found else [])
-            pages = await self._pages(main, table) if missing else 0
-            parts = list(cut(missing, table, pages, chunk_rows=self._settings.seed.chunk_rows))
+            parts = list(cut(missing, table, pages[table.oid], chunk_rows=self._settings.seed.chunk_rows))
             left[table.oid] = len(parts)
             self.progress.tables_done += not parts
             for part in parts:
@@ -355,14 +356,14 @@ class PostgresSeedSource:
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
-    async def _pages(self, connection: AsyncConnection[Any], table: Table) -> int:
+    async def _pages(self, connection: AsyncConnection[Any], tables: Sequence[Table]) -> dict[int, int]:
+        """Blocks of each, by oid; 0 of one that is gone. No table's lock outlives the look at it."""
         cursor = await connection.execute(
-            "SELECT pg_catalog.pg_relation_size(%s::pg_catalog.oid::pg_catalog.regclass)"
-            " / pg_catalog.current_setting('block_size')::int8",
-            (table.oid,),
+            "SELECT oid, pg_catalog.pg_relation_size(oid::pg_catalog.regclass)"
+            " / pg_catalog.current_setting('block_size')::int8 FROM pg_catalog.unnest(%s::oid[]) t(oid)",
+            ([table.oid for table in tables],),
         )
-        row = await cursor.fetchone()
-        return int(row[0] or 0) if row else 0
+        return {int(oid): int(pages or 0) for oid, pages in await cursor.fetchall()}
 
     async def _copy_some(
         self,

@@ -7,6 +7,7 @@ come stands there too (`seed_parts`), so that it goes on where it broke off.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
@@ -91,6 +92,10 @@ _TABLES = (
 CREATE_NOTES = CREATE_STATE + _TABLES
 #: keys told at once: as many, and about as many bytes
 _KEYS, _KEYS_BYTES = 5000, 256 << 10
+#: calls that one session serves, at most: it remembers something of every table that it has seen
+_SERVES_MOST = 1000
+#: tables that are analyzed by one statement; each is a transaction of its own all the same
+_ANALYZED = 50
 
 
 class PostgresSeedTarget:
@@ -116,6 +121,8 @@ class PostgresSeedTarget:
         self._version = 0
         self._parts = SeedParts(group)
         self._decoder = decoder
+        #: sessions between two calls, with how many they have served
+        self._idle: list[tuple[AsyncConnection[Any], int]] = []
         self.records: Records | None = None
         #: later copies of single tables
         self._copies = TableCopies(group, settings, naming=self._naming.digest)
@@ -170,6 +177,24 @@ class PostgresSeedTarget:
         ):
             await connection.execute(statement.encode())
         return connection
+
+    @contextlib.asynccontextmanager
+    async def _session(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """A session that is not durable, used again by calls that follow; one that failed is not."""
+        connection, served = self._idle.pop() if self._idle else (await self._connect(), 0)
+        try:
+            yield connection
+        except BaseException:
+            await connection.close()
+            raise
+        if served < _SERVES_MOST:
+            self._idle.append((connection, served + 1))
+        else:
+            await connection.close()
+
+    async def _end_sessions(self) -> None:
+        while self._idle:
+            await self._idle.pop()[0].close()
 
     # --- beginning ----------------------------------------------------------------------------
 
@@ -287,6 +312,7 @@ class PostgresSeedTarget:
 
     async def _end_attempts(self, connection: AsyncConnection[Any]) -> None:
         """What attempts before still do here, PostgreSQL's own programs among them, is broken off."""
+        await self._end_sessions()
         await connection.execute(
             "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
             " WHERE application_name = %s AND datname = pg_catalog.current_database()"
@@ -345,8 +371,7 @@ class PostgresSeedTarget:
     async def _missing(self) -> list[str]:
         """The tables that are not there. The definitions are restored in one transaction: that is all, or
         none, unless a table was made or renamed on the source since."""
-        connection = await self._connect()
-        try:
+        async with self._session() as connection:
             cursor = await connection.execute(
                 "SELECT pg_catalog.to_regclass(name) IS NULL"
                 " FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY n(name, place) ORDER BY place",
@@ -354,8 +379,6 @@ class PostgresSeedTarget:
             )
             answers = zip(self._begun, await cursor.fetchall(), strict=True)
             return [table_name(*table) for table, (is_missing,) in answers if is_missing]
-        finally:
-            await connection.close()
 
     # --- rows ---------------------------------------------------------------------------------
 
@@ -377,8 +400,7 @@ class PostgresSeedTarget:
             await connection.close()
 
     async def _tell(self, request: Have | Keys) -> bytes:
-        connection = await self._connect()
-        try:
+        async with self._session() as connection:
             if isinstance(request, Have):
                 return encode(await self._parts.there(connection, request.after))
             async with connection.transaction():
@@ -386,8 +408,6 @@ class PostgresSeedTarget:
                 table = (request.schema, request.table)
                 await self._parts.is_at(connection, *table, request.lsn, renewing=True)
                 return encode(await self._parts.keys(connection, *table, limit=_KEYS, size=_KEYS_BYTES))
-        finally:
-            await connection.close()
 
     async def _rows(self, request: Chunk | Patch, body: AsyncIterator[bytes]) -> bytes:
         """One chunk is one transaction, with the note that it is there."""
@@ -395,8 +415,7 @@ class PostgresSeedTarget:
         sql = f"{quoted(request.schema)}.{quoted(request.table)}"
         form = "binary" if request.binary else "text"
         table, size = (request.schema, request.table), 0
-        connection = await self._connect()
-        try:
+        async with self._session() as connection:
             async with connection.transaction(), connection.cursor() as cursor:
                 await self._parts.hold(connection)
                 renewing = isinstance(request, Patch)
@@ -411,8 +430,6 @@ class PostgresSeedTarget:
                 else:
                     await self._parts.add(connection, request, rows, size)
             return str(rows).encode()
-        finally:
-            await connection.close()
 
     async def _match(self, request: Match, body: AsyncIterator[bytes]) -> bytes:
         connection = await self._connect(durable=True)
@@ -450,8 +467,7 @@ class PostgresSeedTarget:
                 await drop_of_roots(connection, await self._archive.contents("post-data"), self._naming)
                 await self._archive.restore("post-data", "--clean", "--if-exists")
                 await self._parts.note_indexed(connection)
-            for schema, name in self._begun:
-                await connection.execute(f"ANALYZE {quoted(schema)}.{quoted(name)}".encode())
+            await self._analyze()
             # only with the origin in hand: no session of before may commit its own progress after ours
             await progress.take_origin(connection, self._group)
             async with connection.transaction():
@@ -465,6 +481,13 @@ class PostgresSeedTarget:
             await connection.close()
         await self.close()
         return b""
+
+    async def _analyze(self) -> None:
+        """What it finds need not be durable before the copy is: that waits for all that was before."""
+        names = [f"{quoted(schema)}.{quoted(name)}" for schema, name in self._begun]
+        async with self._session() as connection:
+            for at in range(0, len(names), _ANALYZED):
+                await connection.execute(f"ANALYZE {', '.join(names[at : at + _ANALYZED])}".encode())
 
     async def _place(self, connection: AsyncConnection[Any], request: Finish) -> None:
         """The stream is applied from its beginning on, because of what beside rows it carries; tables that
@@ -480,6 +503,7 @@ class PostgresSeedTarget:
         await self._parts.forget(connection)
 
     async def close(self) -> None:
+        await self._end_sessions()
         if self._archive is not None:
             self._archive.close()
             self._archive = None

@@ -20,13 +20,12 @@ from psycopg import AsyncConnection
 
 from castling.config import DatabaseSettings
 from castling.kinds.postgres.connect import TEXT_FORM, connect
+from castling.kinds.postgres.copy_out import gss_parameters
 from castling.kinds.postgres.lsn import parse_lsn
 from castling.kinds.postgres.replication import ReplicationConnection
 
-__all__ = ["View", "open_view", "read_blocks"]
+__all__ = ["View", "open_view"]
 
-#: COPY data handed on at once, bytes
-_BLOCK = 256 << 10
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _SESSION = (
     *TEXT_FORM,
@@ -87,21 +86,8 @@ async def open_view(
 async def _session(
     application: str, database: DatabaseSettings, stack: contextlib.AsyncExitStack
 ) -> AsyncConnection[Any]:
-    connection = await connect(database, application_name=application, autocommit=True)
+    connection = await connect(database, application_name=application, more=gss_parameters())
     stack.push_async_callback(connection.close)
     for statement in _SESSION:
         await connection.execute(statement.encode())
     return connection
-
-
-async def read_blocks(reader: AsyncConnection[Any], statement: str) -> AsyncIterator[bytes]:
-    """The output of a COPY, in blocks."""
-    async with reader.cursor() as cursor, cursor.copy(statement.encode()) as copy:
-        block = bytearray()
-        async for data in copy:
-            block += data
-            if len(block) >= _BLOCK:
-                yield bytes(block)
-                block.clear()
-        if block:
-            yield bytes(block)
