@@ -260,6 +260,8 @@ class LocalMoves:
         await self._moves(group).prepare_target(stream, epoch=epoch, begin=begin[stream.backup])
         await self._local.at_rest(group, stream.backup)
         await asyncio.to_thread(shutil.rmtree, folder, True)
+        # apply may begin before receive has made its journal: a seeded stream has the place of one
+        self._host.disk.makedirs(f"{folder}/journal")
         save_stream(self._host, folder, StreamState(SeedState.SEEDED, epoch=epoch))
         self._local.look_again(group)
         return {"prepared": True}

@@ -33,7 +33,7 @@ from castling.errors import (
 from castling.groups.topology import group_settings, members
 from castling.switch.catalog import PROCEDURES, procedure
 from castling.switch.evidence import SUMMARY, evidence, summary
-from castling.switch.gates import Facts, Gated, is_open, judge
+from castling.switch.gates import Facts, Gated, is_open, judge, last_audit
 from castling.switch.procedure import Place, Procedure
 from castling.switch.run import Event, Happened, Run, UnitState, begin
 from castling.switch.runner import Runner
@@ -49,7 +49,7 @@ HISTORY_MOST = 1000
 START_S = 60.0
 
 #: procedures whose steps the nodes can do; all are planned and shown
-_ABLE = frozenset(("start", "end-immediate"))
+_ABLE = frozenset(("start", "end-immediate", "planned", "failback"))
 
 #: what a person may say of a run, and of which of its steps
 _SAID = {
@@ -345,6 +345,7 @@ class Switches:
             steps=tuple(step.name for step in wanted.steps),
             trees=dict(zip(settings.groups, trees, strict=True)),
             described=dict(zip(nodes, described, strict=True)),
+            audits={group: last_audit(tree, new) for group, tree in zip(settings.groups, trees, strict=True)},
         )
         if "scripts" in gates:
             facts.scripts = await self._script_problems(wanted, application, settings, old, new)

@@ -15,7 +15,7 @@ from castling.config import ApplicationSettings
 from castling.config.rules import SCRIPTS
 from castling.switch.scripts import NOT_NEEDED
 
-__all__ = ["Facts", "Gated", "is_open", "judge"]
+__all__ = ["Facts", "Gated", "is_open", "judge", "last_audit"]
 
 Json = dict[str, Any]
 
@@ -52,6 +52,15 @@ class Facts(msgspec.Struct, kw_only=True):
 def judge(gates: tuple[str, ...], facts: Facts, settings: ApplicationSettings) -> list[Gated]:
     """What every gate says, in the order of the gates."""
     return [said for gate in gates for said in _GATES[gate](facts, settings)]
+
+
+def last_audit(tree: Json | None, backup: str) -> Json | None:
+    """`age_s` and `equal` of the last full audit of the stream to `backup`, from its status; None: not
+    known."""
+    told = (_stream(tree, backup) or {}).get("audit")
+    if told is None or told["full_age_s"] is None or told["result"] == "unknown":
+        return None
+    return {"age_s": told["full_age_s"], "equal": told["result"] == "equal"}
 
 
 def is_open(said: Gated, overrides: set[str]) -> bool:
@@ -155,7 +164,13 @@ def _audit(facts: Facts, settings: ApplicationSettings) -> Iterator[Gated]:
     for group in facts.trees:
         last = facts.audits.get(group)
         if last is None or last.get("age_s") is None:
-            yield _unknown("audit", group, "no audit has shown that both sides are equal")
+            yield Gated(
+                gate="audit",
+                severity="unknown",
+                object=group,
+                message="no full audit has shown that both sides are equal",
+                hint=f"`castling audit run {group}`",
+            )
         elif not last["equal"]:
             yield Gated(
                 gate="audit", severity="refused", object=group, message="the last audit found differences"

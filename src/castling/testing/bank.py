@@ -100,8 +100,9 @@ class Bank:
                         number += 1
                         self._transaction(connection, client, number, rnd)
                         time.sleep(self._pause_s * rnd.random() * 2)
-            except psycopg.OperationalError:
-                time.sleep(0.2)  # the server is away or was killed: connect again
+            except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction):
+                # the server is away, was killed, or is fenced: connect again, to whoever may be written
+                time.sleep(0.2)
 
     def _transaction(
         self, connection: psycopg.Connection[Any], client: int, number: int, rnd: random.Random
