@@ -20,7 +20,7 @@ from browser_cast import CHROMIUM, add_users, chromium
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         if os.environ.get("CI"):
@@ -30,7 +30,7 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with Cluster() as found:
         create_bank(found.dsn("east"), accounts=500)
