@@ -349,6 +349,8 @@ class Switches:
         )
         if "scripts" in gates:
             facts.scripts = await self._script_problems(wanted, application, settings, old, new)
+        if "switchable" in gates:
+            facts.switchable = {group: await self._against(group, nodes, new) for group in settings.groups}
         if "loss" in gates:
             facts.losses = {group: await self._loss(group, new) for group in settings.groups}
         return judge(wanted.gates, facts, settings)
@@ -366,6 +368,14 @@ class Switches:
         except CastlingError:
             return None
         return {**said, "asked_ns": asked_ns, "told_ns": self._now_ns()}
+
+    async def _against(self, group: str, nodes: list[str], new: str) -> list[Json] | None:
+        """What the group's kind has against `new` becoming the primary; None: not known."""
+        try:
+            told = [await self._doors.node(node).switch_check(group, new) for node in nodes]
+        except CastlingError:
+            return None
+        return [each for said in told for each in said["findings"]]
 
     async def _loss(self, group: str, new: str) -> Json | None:
         try:

@@ -138,6 +138,7 @@ _SWITCH = (
     _LEAVE,
 )
 _SWITCH_GATES = (
+    "switchable",
     "streams",
     "audit",
     "lag",

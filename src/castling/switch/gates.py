@@ -36,7 +36,8 @@ class Facts(msgspec.Struct, kw_only=True):
 
     `trees`: by group, as in its status; `described`: by node, what its agent says of itself, with `asked_ns`
     and `told_ns`, between which it was asked; `audits`: by group, `age_s` and `equal` of the last full one;
-    `losses`: by group, what may be lost; `scripts`: by node, why one of them can't be called there, by name.
+    `losses`: by group, what may be lost; `switchable`: by group, what its kind has against
+    the change; `scripts`: by node, why one of them can't be called there, by name.
     """
 
     old: str
@@ -46,6 +47,7 @@ class Facts(msgspec.Struct, kw_only=True):
     described: dict[str, Json | None]
     audits: dict[str, Json | None] = {}
     losses: dict[str, Json | None] = {}
+    switchable: dict[str, list[Json] | None] = {}
     scripts: dict[str, dict[str, str] | None] = {}
 
 
@@ -202,6 +204,28 @@ def _nodes(facts: Facts, settings: ApplicationSettings) -> Iterator[Gated]:
             yield _ok("nodes", node, "its agent answers")
 
 
+def _switchable(facts: Facts, settings: ApplicationSettings) -> Iterator[Gated]:
+    for group in facts.trees:
+        told = facts.switchable.get(group)
+        if told is None:
+            yield _unknown(
+                "switchable", group, "whether its roles can change is not known", overridable=False
+            )
+            continue
+        refused = [each for each in told if each["severity"] == "refused"]
+        for each in refused:
+            yield Gated(
+                gate="switchable",
+                severity="refused",
+                object=f"{group}: {each['object']}",
+                message=each["message"],
+                hint=each["hint"],
+                overridable=False,
+            )
+        if not refused:
+            yield _ok("switchable", group, "its roles can change")
+
+
 def _disk(facts: Facts, settings: ApplicationSettings) -> Iterator[Gated]:
     for node, said in facts.described.items():
         free = (said or {}).get("free_bytes")
@@ -276,6 +300,7 @@ _GATES: dict[str, Callable[[Facts, ApplicationSettings], Iterator[Gated]]] = {
     "foreign-writes": _foreign,
     "audit": _audit,
     "nodes": _nodes,
+    "switchable": _switchable,
     "disk": _disk,
     "clocks": _clocks,
     "scripts": _scripts,
