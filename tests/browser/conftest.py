@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from castling.testing.bank import Bank, create_bank
 from castling.testing.cluster import Cluster
@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from browser_cast import CHROMIUM, add_users, chromium
 
 pytestmark = pytest.mark.real
+#: how long a page may take to show what is expected says how busy the machine is; milliseconds
+expect.set_options(timeout=120_000)
 
 
 @pytest.fixture(scope="module")
