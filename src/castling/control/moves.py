@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -317,11 +318,12 @@ class LocalMoves:
         return {"left": True}
 
 
-class RemoteMoves:
+class RemoteMoves(ABC):
     """The same of another node, by its `_call`."""
 
+    @abstractmethod
     async def _call(self, method: str, path: str, body: Any = None, timeout_s: float = 0) -> Any:
-        raise NotImplementedError
+        """The other agent's answer."""
 
     async def _move(self, group: str, name: str, patience_s: float = 0.0, **body: Any) -> Json:
         path = f"/v1/node/groups/{group}/switch/{name}"

@@ -6,6 +6,7 @@ is stands in the deployed settings of the node that calls it; nobody can name an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -83,11 +84,12 @@ class LocalOutside:
         return await kind.pool(settings.pooler[self._this.name], action, primary)
 
 
-class RemoteOutside:
+class RemoteOutside(ABC):
     """The same of another node, by its `_call`."""
 
+    @abstractmethod
     async def _call(self, method: str, path: str, body: Any = None, timeout_s: float = 0) -> Any:
-        raise NotImplementedError
+        """The other agent's answer."""
 
     async def look_scripts(self, application: str, names: list[str]) -> Json:
         path = f"/v1/node/applications/{application}/scripts/look"

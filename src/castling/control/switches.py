@@ -351,8 +351,6 @@ class Switches:
             facts.scripts = await self._script_problems(wanted, application, settings, old, new)
         if "switchable" in gates:
             facts.switchable = {group: await self._against(group, nodes, new) for group in settings.groups}
-        if "loss" in gates:
-            facts.losses = {group: await self._loss(group, new) for group in settings.groups}
         return judge(wanted.gates, facts, settings)
 
     async def _tree(self, group: str) -> Json | None:
@@ -376,12 +374,6 @@ class Switches:
         except CastlingError:
             return None
         return [each for said in told for each in said["findings"]]
-
-    async def _loss(self, group: str, new: str) -> Json | None:
-        try:
-            return await self._doors.node(new).loss(group)
-        except (CastlingError, AttributeError):
-            return None
 
     async def _script_problems(
         self, wanted: Procedure, application: str, settings: ApplicationSettings, old: str, new: str

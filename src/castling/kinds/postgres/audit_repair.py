@@ -36,6 +36,8 @@ ROW_BYTES = 4 << 20
 #: how long the target may take, seconds
 DONE_S = 120.0
 _POLL_S = 0.02
+#: seconds between two looks at a table that is copied anew: that takes longer
+_COPY_POLL_S = 0.2
 #: a definition is not waited for longer than this while others use the table
 _LOCK_TIMEOUT = "10s"
 
@@ -108,8 +110,8 @@ class Repairs:
     ) -> tuple[bytes, list[tuple[int, Discrepancy]], list[tuple[int, Discrepancy]]]:
         """In the open transaction: what was told, of which, and what is left."""
         mends: list[RowMend] = []
-        size = at = 0
-        for at, (_, each) in enumerate(lot):  # noqa: B007  # how far it came
+        size = 0
+        for _, each in lot:
             mend = await self._mend_of(published, columns, each)
             mends.append(mend)
             size += sum(len(value or "") for value in mend.row or ())
@@ -121,7 +123,7 @@ class Repairs:
             (self._stream.group, digest(content)),
         )
         await self._source.execute("SELECT pg_logical_emit_message(true, %s, %b)", (REPAIR_PREFIX, content))
-        return content, lot[: at + 1], lot[at + 1 :]
+        return content, lot[: len(mends)], lot[len(mends) :]
 
     async def _mend_of(self, published: Published, columns: list[Found], each: Discrepancy) -> RowMend:
         carried = [each.name for each in published.columns if not _is_generated(each.name, columns)]
@@ -188,7 +190,7 @@ class Repairs:
             )
             if await cursor.fetchone() is None:
                 return Repaired(at, "done", "was copied anew")
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(_COPY_POLL_S)
         return Repaired(at, "sent", "is being copied anew")
 
     async def _sequence(self, at: int, each: Discrepancy) -> Repaired:

@@ -43,6 +43,8 @@ COME_S = 60.0
 _OLD_S = 1.0
 _TRIES = 5
 _POLL_S = 0.002
+#: seconds between two looks at who is still writing
+_WRITERS_POLL_S = 0.1
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 _SESSION = (
@@ -260,10 +262,10 @@ async def _paused(connection: AsyncConnection[Any], mark: str) -> float | None:
 
 async def _until_quiet(connection: AsyncConnection[Any]) -> None:
     """Until no transaction that has been writing for a while is open."""
-    for _ in range(int(QUIET_S / 0.1)):
+    for _ in range(int(QUIET_S / _WRITERS_POLL_S)):
         if not await _writers(connection, _OLD_S):
             return
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(_WRITERS_POLL_S)
     raise AuditCannotBegin(
         f"a snapshot waits for transactions that have been writing for more than {QUIET_S:.0f} s",
         hint=f"they have to end first: {_told(await _writers(connection, _OLD_S))}",
